@@ -1,0 +1,341 @@
+"""The axis algebra: what lives and dies together.
+
+An axis of a tensor has a layout: a *term* over atoms.
+
+* `Atom`: ``size`` units that can be cut one by one.
+* `Sum`: concatenation; ``Concat(a, b)`` has the layout ``a ++ b``.
+* `Prod`: row-major product, outer factor first; ``Reshape`` of ``heads*dim`` is ``heads x dim``.
+
+Operators only ever say that two axes are *the same* (`Axes.unify`), that an axis is *cut into pieces*
+(`Axes.pieces`), or that it *can't be cut* (`Axes.freeze`). Unification refines atoms until both sides have
+the same shape: an atom that meets ``heads x dim`` becomes that product everywhere at once. What is left
+when the graph has been read, the unrefined atoms, are the groups of units that may be removed.
+
+The method is first-order unification (Robinson 1965) over sums and products of sized atoms, in place of
+the pairwise dependency graph of DepGraph (Fang et al. 2023, arXiv:2301.12900): reshapes, splits and
+concatenations are structure here, not special cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Union
+
+import numpy as np
+import numpy.typing as npt
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(eq=False, slots=True)
+class Atom:
+    """A set of ``size`` units. Mutable: once refined, ``ref`` is the term that replaces it.
+
+    Attributes:
+        frozen: why no unit may be removed, or None.
+        exact: False where a norm or softmax reduces over the units.
+        hints: roles seen so far (``head``, ``head_dim``, ``neuron``, ...), for naming only.
+        origins: ids of the atoms this one was cut from; pieces of one axis share them.
+    """
+
+    id: int
+    size: int
+    frozen: str | None = None
+    exact: bool = True
+    hints: set[str] = field(default_factory=set)
+    origins: frozenset[int] = frozenset()
+    ref: Term | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Concatenation of terms."""
+
+    parts: tuple[Term, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prod:
+    """Row-major product of terms, outer factor first."""
+
+    factors: tuple[Term, ...]
+    size: int
+
+
+Term = Union[Atom, Sum, Prod]  # noqa: UP007  (a forward reference in a runtime alias)
+
+
+class Axes:
+    """A system of axes under unification. Deterministic: atom ids count up from zero."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    # -- making terms ---------------------------------------------------------------------------
+
+    def atom(self, size: int, *, origins: frozenset[int] | None = None) -> Atom:
+        """A new axis of ``size`` units that nothing is known about."""
+        new = Atom(self._count, size, origins=frozenset((self._count,)) if origins is None else origins)
+        self._count += 1
+        return new
+
+    def fixed(self, size: int, reason: str) -> Atom:
+        """A new axis that can't be cut."""
+        new = self.atom(size)
+        new.frozen = reason
+        return new
+
+    def sum(self, parts: Iterable[Term]) -> Term:
+        """Concatenation, flattened."""
+        flat: list[Term] = []
+        for part in parts:
+            part = self.resolve(part)
+            flat.extend(part.parts if isinstance(part, Sum) else (part,))
+        return flat[0] if len(flat) == 1 else Sum(tuple(flat), sum(p.size for p in flat))
+
+    def product(self, factors: Iterable[Term]) -> Term:
+        """Row-major product, flattened. Factors of one unit can't be cut away and drop out."""
+        flat: list[Term] = []
+        single: Term | None = None
+        for factor in factors:
+            factor = self.resolve(factor)
+            if factor.size == 1:
+                self.freeze(factor, "a single unit inside a reshaped axis")
+                single = factor
+                continue
+            flat.extend(factor.factors if isinstance(factor, Prod) else (factor,))
+        if not flat:
+            return single if single is not None else self.fixed(1, "empty product")
+        return flat[0] if len(flat) == 1 else Prod(tuple(flat), prod(f.size for f in flat))
+
+    def resolve(self, term: Term) -> Term:
+        """The term with every refined atom replaced, flattened."""
+        if isinstance(term, Atom):
+            if term.ref is None:
+                return term
+            term.ref = self.resolve(term.ref)
+            return term.ref
+        if isinstance(term, Sum):
+            return self.sum(term.parts)
+        return self.product(term.factors)
+
+    def atoms(self, term: Term) -> list[Atom]:
+        """The unrefined atoms of a term, in order of appearance, without repeats."""
+        found: dict[int, Atom] = {}
+        stack: list[Term] = [self.resolve(term)]
+        while stack:
+            top = stack.pop()
+            if isinstance(top, Atom):
+                found.setdefault(top.id, top)
+            else:
+                stack.extend(reversed(top.parts if isinstance(top, Sum) else top.factors))
+        return list(found.values())
+
+    # -- marks ----------------------------------------------------------------------------------
+
+    def freeze(self, term: Term, reason: str) -> None:
+        """No unit of the term may be removed. The first reason stays."""
+        for atom in self.atoms(term):
+            if atom.frozen is None:
+                atom.frozen = reason
+
+    def reduced(self, term: Term) -> None:
+        """A norm, softmax or mean reduces over the term: cuts of it aren't mask-exact."""
+        for atom in self.atoms(term):
+            atom.exact = False
+
+    def hint(self, term: Term, role: str) -> None:
+        """Remember a role of the term's units, for naming groups."""
+        for atom in self.atoms(term):
+            atom.hints.add(role)
+
+    # -- unification ----------------------------------------------------------------------------
+
+    def unify(self, a: Term, b: Term) -> None:
+        """The two axes are one and the same. Where that can't be expressed, both are frozen.
+
+        Raises:
+            ValueError: the sizes differ (the graph itself is inconsistent).
+        """
+        a, b = self.resolve(a), self.resolve(b)
+        if a.size != b.size:
+            raise ValueError(f"axes of {a.size} and {b.size} units can't be the same")
+        if a is b or a == b:
+            return
+        if isinstance(a, Atom):
+            self._define(a, b)
+        elif isinstance(b, Atom):
+            self._define(b, a)
+        elif isinstance(a, Sum) and isinstance(b, Sum):
+            self._unify_sums(a, b)
+        elif isinstance(a, Sum):
+            self._unify_sum_with_product(a, b)
+        elif isinstance(b, Sum):
+            self._unify_sum_with_product(b, a)
+        else:
+            self._unify_products(a, b)
+
+    def _define(self, atom: Atom, term: Term) -> None:
+        if any(inner is atom for inner in self.atoms(term)):
+            self.freeze(term, "this axis is tied to a rearrangement of itself")
+            return
+        atom.ref = term
+        whole = isinstance(term, Atom)
+        for inner in self.atoms(term):
+            inner.exact &= atom.exact
+            if inner.frozen is None:
+                inner.frozen = atom.frozen
+            if whole or not isinstance(term, Prod):
+                inner.hints |= atom.hints
+            if whole:
+                inner.origins |= atom.origins
+
+    def _unify_sums(self, a: Term, b: Term) -> None:
+        left, right = [a], [b]
+        while left:
+            x, left = self._first_part(left)
+            y, right = self._first_part(right)
+            if x.size > y.size:
+                x, rest = self.pieces(x, (y.size,))
+                left.insert(0, rest)
+            elif y.size > x.size:
+                y, rest = self.pieces(y, (x.size,))
+                right.insert(0, rest)
+            self.unify(x, y)
+
+    def _first_part(self, terms: list[Term]) -> tuple[Term, list[Term]]:
+        head = self.resolve(terms[0])
+        if isinstance(head, Sum):
+            return head.parts[0], [*head.parts[1:], *terms[1:]]
+        return head, terms[1:]
+
+    def _unify_sum_with_product(self, a: Sum, b: Term) -> None:
+        bounds = list(np.cumsum([part.size for part in a.parts])[:-1])
+        for part, piece in zip(a.parts, self.pieces(b, [int(x) for x in bounds]), strict=True):
+            self.unify(part, piece)
+
+    def _unify_products(self, a: Prod, b: Prod) -> None:
+        left: list[Term] = list(a.factors)
+        right: list[Term] = list(b.factors)
+        while left and right:
+            x, left = self._first_factor(left)
+            y, right = self._first_factor(right)
+            if x.size != y.size:
+                big, small = (x, y) if x.size > y.size else (y, x)
+                if big.size % small.size:
+                    reason = f"two reshapes factor this axis differently ({a.size} into {x.size} and {y.size})"
+                    self.freeze(a, reason)
+                    self.freeze(b, reason)
+                    return
+                outer, inner = self.factor(big, small.size)
+                (left if big is x else right).insert(0, inner)
+                x, y = outer, small
+            self.unify(x, y)
+
+    def _first_factor(self, terms: list[Term]) -> tuple[Term, list[Term]]:
+        head = self.resolve(terms[0])
+        if isinstance(head, Prod):
+            return head.factors[0], [*head.factors[1:], *terms[1:]]
+        return head, terms[1:]
+
+    def factor(self, term: Term, outer: int) -> tuple[Term, Term]:
+        """Refine a term into ``outer x (size / outer)`` and return both factors."""
+        if term.size % outer:
+            raise ValueError(f"{term.size} units don't divide into {outer} rows")
+        x, y = self.atom(outer), self.atom(term.size // outer)
+        self.unify(term, Prod((x, y), term.size))
+        return x, y
+
+    # -- cutting into pieces --------------------------------------------------------------------
+
+    def pieces(self, term: Term, bounds: Sequence[int]) -> list[Term]:
+        """Cut a term at ascending positions strictly inside it; returns ``len(bounds) + 1`` terms."""
+        term = self.resolve(term)
+        if not bounds:
+            return [term]
+        if isinstance(term, Atom):
+            edges = [0, *bounds, term.size]
+            parts = [
+                self.atom(hi - lo, origins=term.origins) for lo, hi in zip(edges, edges[1:], strict=False)
+            ]
+            self._define(term, Sum(tuple(parts), term.size))
+            return list(parts)
+        if isinstance(term, Prod):
+            term = self._cut_product(term, bounds)
+        return self._cut_sum(term, bounds)
+
+    def _cut_sum(self, term: Term, bounds: Sequence[int]) -> list[Term]:
+        parts = term.parts if isinstance(term, Sum) else (term,)
+        result: list[Term] = []
+        run: list[Term] = []
+        start, todo = 0, list(bounds)
+        for part in parts:
+            stop = start + part.size
+            inside = [b - start for b in todo if start < b < stop]
+            for piece in self.pieces(part, inside):
+                run.append(piece)
+                start += piece.size
+                if todo and start == todo[0]:
+                    todo.pop(0)
+                    result.append(self.sum(run))
+                    run = []
+        result.append(self.sum(run))
+        return result
+
+    def _cut_product(self, term: Prod, bounds: Sequence[int]) -> Term:
+        """The product written as a sum whose parts end at the bounds (distributing over the outer factor)."""
+        outer, inner = term.factors[0], self.product(term.factors[1:])
+        width = inner.size
+        rows = sorted({q for b in bounds for q in (b // width, -(-b // width)) if 0 < q < outer.size})
+        parts: list[Term] = []
+        start = 0
+        for row in self.pieces(outer, rows):
+            inside = sorted({b - start * width for b in bounds if 0 < b - start * width < width * row.size})
+            if inside and row.size == 1:
+                self.freeze(row, "a single row of a reshaped axis that is split inside")
+                parts.extend(self.pieces(inner, inside))
+            else:
+                parts.append(self.product((row, inner)))
+            start += row.size
+        return self.sum(parts)
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def alive(self, term: Term, kept: Mapping[int, BoolArray]) -> BoolArray:
+        """Which indices of an axis stay: boolean ``[size]``, given kept units by atom id (absent: all)."""
+        term = self.resolve(term)
+        if isinstance(term, Atom):
+            mask = kept.get(term.id)
+            return np.ones(term.size, np.bool_) if mask is None else mask
+        if isinstance(term, Sum):
+            return np.concatenate([self.alive(part, kept) for part in term.parts])
+        mask = np.ones(1, np.bool_)
+        for factor in term.factors:
+            mask = np.logical_and.outer(mask, self.alive(factor, kept)).reshape(-1)
+        return mask
+
+    def count(self, term: Term, sizes: Mapping[int, int]) -> int:
+        """How many indices of an axis stay, given the number of kept units by atom id (absent: all)."""
+        term = self.resolve(term)
+        if isinstance(term, Atom):
+            return sizes.get(term.id, term.size)
+        if isinstance(term, Sum):
+            return sum(self.count(part, sizes) for part in term.parts)
+        return prod(self.count(factor, sizes) for factor in term.factors)
+
+    def units(self, term: Term, atom: Atom) -> npt.NDArray[np.int64]:
+        """For each index of an axis the unit of ``atom`` it belongs to, or -1: ``[size]``."""
+        term = self.resolve(term)
+        if isinstance(term, Atom):
+            return np.arange(term.size) if term is atom else np.full(term.size, -1, np.int64)
+        if isinstance(term, Sum):
+            return np.concatenate([self.units(part, atom) for part in term.parts])
+        result = np.full(1, -1, np.int64)
+        for factor in term.factors:
+            inner = self.units(factor, atom)
+            both = np.where(inner[None, :] >= 0, inner[None, :], result[:, None])
+            result = both.reshape(-1)
+        return result

@@ -1,0 +1,77 @@
+"""Normalize: put a model into the one form the later passes read.
+
+Local functions are inlined, Constant nodes become initializers (same name), initializers are no longer
+overridable inputs, every node has a unique name, and small vectors shared by several nodes (deduplicated
+biases and scales) get one copy a user, so that two layers aren't tied by an accident of storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from onnx_ir.passes import common as ir_passes
+
+# A shared vector longer than this is taken for a real shared weight, not a deduplicated bias.
+SPLIT_LIMIT = 1 << 16
+
+
+@dataclass
+class Normalized:
+    """A normalized copy of a model.
+
+    Attributes:
+        model: the copy; the original is untouched, tensors are shared.
+        splits: copy name -> original name, for vectors that were shared by several nodes.
+        outputs: names of values that are graph outputs.
+    """
+
+    model: ir.Model
+    splits: dict[str, str] = field(default_factory=dict)
+
+
+def normalize(original: ir.Model) -> Normalized:
+    """Return a normalized copy. Tensors are shared with the original, never copied."""
+    model = original.clone()
+    if model.functions:
+        ir_passes.InlinePass()(model)
+        model.functions.clear()
+    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ir_passes.RemoveInitializersFromInputsPass()(model)
+    if model.ir_version < 4:  # before 4, every initializer had to be an input
+        model.ir_version = 4
+    _name_nodes(model.graph)
+    return Normalized(model, _split_shared_vectors(model.graph))
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    taken: set[str] = set()
+    for index, node in enumerate(graph):
+        first = next((o.name for o in node.outputs if o.name), None)
+        name = node.name or f"{node.op_type}_{first or index}"
+        while name in taken:
+            name = f"{name}_{index}"
+        taken.add(name)
+        node.name = name
+
+
+def _split_shared_vectors(graph: ir.Graph) -> dict[str, str]:
+    splits: dict[str, str] = {}
+    outputs = set(graph.outputs)
+    for name, value in list(graph.initializers.items()):
+        uses = list(value.uses())
+        tensor = value.const_value
+        if len(uses) < 2 or tensor is None or value in outputs:
+            continue
+        dims = [d for d in tensor.shape.numpy() if d != 1]
+        if len(dims) != 1 or dims[0] > SPLIT_LIMIT or any(u.node.graph is not graph for u in uses):
+            continue
+        for number, use in enumerate(uses[1:], start=1):
+            copy_name = f"{name}.copy{number}"
+            while copy_name in graph.initializers:
+                copy_name += "_"
+            copy = ir.Value(name=copy_name, shape=value.shape, type=value.type, const_value=tensor)
+            graph.register_initializer(copy)
+            use.node.replace_input_with(use.idx, copy)
+            splits[copy_name] = name
+    return splits

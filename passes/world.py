@@ -1,0 +1,257 @@
+"""A sample world: the model's shapes and small integers at concrete input sizes.
+
+The axis algebra needs every size as a number. Dynamic dimensions get sample sizes, shapes follow from
+ONNX shape inference on a copy without weights, and shape arithmetic (Shape, Gather, Concat, ...) is
+evaluated. Nothing here changes the model: dynamic dimensions stay dynamic in what is emitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from condensec.errors import ModelError
+
+SMALL = 4096  # elements; larger integer tensors are data, not shape arithmetic
+BATCH = 2  # a sample batch of two keeps a reshape of batch*heads apart from one of heads
+_FOLDABLE = frozenset(
+    "Abs Add And Cast Ceil Clip Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather Greater "
+    "GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg Not Or Pow Range ReduceMax ReduceMin ReduceProd "
+    "ReduceSum Reshape Round ScatterND Shape Size Slice Split Sqrt Squeeze Sub Sum Tile Transpose Trilu Unsqueeze "
+    "Where".split()
+)
+
+
+class World:
+    """Concrete shapes and known small values, by value name.
+
+    Attributes:
+        shapes: value name -> sizes.
+        values: value name -> array, for shape arithmetic and small integer constants.
+        inputs: graph input name -> the sample sizes used.
+        derived: names of known values that depend on an input's size.
+    """
+
+    def __init__(self, inputs: Mapping[str, tuple[int, ...]]) -> None:
+        self.inputs = dict(inputs)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.values: dict[str, np.ndarray[Any, Any]] = {}
+        self.derived: set[str] = set()
+
+    def shape(self, value: ir.Value) -> tuple[int, ...] | None:
+        """Sizes of a value in the sample world, or None where they couldn't be found."""
+        return self.shapes.get(value.name or "")
+
+    def known(self, value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+        """The array of a constant or of shape arithmetic in the sample world, else None."""
+        if value is None:
+            return None
+        found = self.values.get(value.name or "")
+        if found is None and value.const_value is not None and value.is_initializer():
+            return value.const_value.numpy()
+        return found
+
+
+def sample_inputs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None, batch: int) -> dict[str, tuple[int, ...]]:
+    """Concrete sizes for every graph input: given ones first, then static ones, then sample sizes."""
+    result: dict[str, tuple[int, ...]] = {}
+    for value in model.graph.inputs:
+        name = value.name or ""
+        given = (shapes or {}).get(name)
+        declared = value.shape
+        if declared is None:
+            if given is None:
+                raise ModelError(f"input '{name}' has no shape", node=name, hint="give it one with --input-shape")
+            result[name] = (batch, *given[1:]) if given else ()
+            continue
+        sizes: list[int] = []
+        for position, dim in enumerate(declared.dims):
+            static = isinstance(dim, int) and dim > 0
+            if static:
+                assert isinstance(dim, int)
+                sizes.append(dim)
+            elif position == 0:
+                sizes.append(batch)
+            elif given is not None and position < len(given):
+                sizes.append(int(given[position]))
+            else:
+                sizes.append(224 if len(declared) == 4 and position > 1 else 16)
+        result[name] = tuple(sizes)
+    return result
+
+
+def build_world(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = None) -> World:
+    """Find concrete shapes and shape arithmetic of a normalized model.
+
+    Args:
+        model: normalized (no local functions, no Constant nodes).
+        shapes: sizes of inputs, e.g. of one real sample; the first axis of dynamic inputs is replaced.
+
+    Raises:
+        ModelError: the shapes contradict each other at every sample size tried.
+    """
+    failure: Exception | None = None
+    for batch in (BATCH, 1):
+        world = World(sample_inputs(model, shapes, batch))
+        try:
+            _fill(model, world)
+            return world
+        except onnx.shape_inference.InferenceError as error:
+            failure = error
+    reason = str(failure).strip().splitlines()[-1] if failure else "unknown"
+    raise ModelError(f"the model's shapes contradict each other: {reason}", hint="give real sizes with --data or --input-shape")
+
+
+def _fill(model: ir.Model, world: World) -> None:
+    nodes = list(model.graph)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        world.shapes[value.name or ""] = tuple(int(d) for d in tensor.shape.numpy())
+        if _is_seed(tensor):
+            world.values[value.name or ""] = tensor.numpy()
+    missing = -1
+    for _ in range(6):
+        _infer_shapes(model, world)
+        _evaluate(nodes, world)
+        unknown = sum(1 for n in nodes for o in n.outputs if o.name and o.name not in world.shapes)
+        if unknown in (0, missing):
+            return
+        missing = unknown
+
+
+def _is_seed(tensor: ir.TensorProtocol) -> bool:
+    if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL):
+        return tensor.size <= SMALL
+    return tensor.size == 1 and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+
+
+def _infer_shapes(model: ir.Model, world: World) -> None:
+    """One run of ONNX shape inference on a copy without weights."""
+    graph = onnx.GraphProto(name="sample")
+    inits = model.graph.initializers
+    known = dict(world.values)
+    known.update((n, v.const_value.numpy()) for n, v in inits.items() if _is_parameter_of_shape(v))
+    for value in model.graph.inputs:
+        graph.input.append(_info(value.name or "", value.dtype, world.inputs[value.name or ""], value))
+    for name, value in inits.items():
+        if name not in known:
+            graph.input.append(_info(name, value.dtype, world.shapes[name], value))
+    produced = set()
+    for node in model.graph:
+        if all((o.name or "") in known for o in node.outputs):
+            continue
+        proto = ir.serde.serialize_node(node)
+        produced.update(o for o in proto.output if o)
+        graph.node.append(proto)
+    for name, array in known.items():
+        if name not in produced:
+            graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    for value in model.graph.outputs:
+        graph.output.append(_info(value.name or "", value.dtype, None, value))
+    for name, sizes in world.shapes.items():
+        if name in produced:
+            graph.value_info.append(onnx.ValueInfoProto(name=name))
+            graph.value_info[-1].CopyFrom(_info(name, None, sizes, None))
+    imports = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+    proto = onnx.ModelProto(ir_version=max(model.ir_version, 4), graph=graph, opset_import=imports)
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    for info in (*inferred.graph.value_info, *inferred.graph.output):
+        tensor = info.type.tensor_type
+        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
+            world.shapes.setdefault(info.name, tuple(d.dim_value for d in tensor.shape.dim))
+    for name, sizes in world.inputs.items():
+        world.shapes[name] = sizes
+
+
+def _is_parameter_of_shape(value: ir.Value) -> bool:
+    """Resize takes its scales as a few floats; inference needs to see them."""
+    tensor = value.const_value
+    return tensor is not None and tensor.size <= 16 and tensor.dtype == ir.DataType.FLOAT
+
+
+def _info(
+    name: str, dtype: ir.DataType | None, sizes: Iterable[int] | None, value: ir.Value | None
+) -> onnx.ValueInfoProto:
+    if value is not None and value.type is not None and not isinstance(value.type, ir.TensorType):
+        info = onnx.ValueInfoProto(name=name)
+        ir.serde.serialize_type_into(info.type, value.type)
+        return info
+    element = int(dtype) if dtype is not None else 0
+    return onnx.helper.make_tensor_value_info(name, element, None if sizes is None else list(sizes))
+
+
+def _evaluate(nodes: list[ir.Node], world: World) -> None:
+    """Evaluate shape arithmetic in graph order, with the ONNX reference implementation."""
+    for node in nodes:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _FOLDABLE:
+            continue
+        if all((o.name or "") in world.values for o in node.outputs):
+            continue
+        results = evaluate_node(node, world.values, world.shapes)
+        if results is None:
+            continue
+        derived = node.op_type in ("Shape", "Size") or any(i is not None and i.name in world.derived for i in node.inputs)
+        for output, array in zip(node.outputs, results, strict=False):
+            world.values[output.name or ""] = array
+            world.shapes[output.name or ""] = array.shape
+            if derived:
+                world.derived.add(output.name or "")
+
+
+def evaluate_node(
+    node: ir.Node, values: Mapping[str, np.ndarray[Any, Any]], shapes: Mapping[str, tuple[int, ...]]
+) -> list[np.ndarray[Any, Any]] | None:
+    """Outputs of one node of shape arithmetic, or None where an input isn't known or the result is large."""
+    if node.op_type in ("Shape", "Size"):
+        source = node.inputs[0]
+        sizes = shapes.get(source.name or "") if source is not None else None
+        if sizes is None:
+            return None
+        if node.op_type == "Size":
+            return [np.asarray(int(np.prod(sizes)), np.int64)]
+        start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+        end = node.attributes["end"].as_int() if "end" in node.attributes else len(sizes)
+        return [np.asarray(sizes, np.int64)[start:end]]
+    feeds: list[np.ndarray[Any, Any] | None] = []
+    for source in node.inputs:
+        if source is None:
+            feeds.append(None)
+            continue
+        array = values.get(source.name or "")
+        if array is None:
+            return None
+        feeds.append(array)
+    if node.op_type in ("Expand", "ConstantOfShape") and np.prod(np.asarray(feeds[-1], np.float64)) > SMALL:
+        return None
+    if node.op_type == "Range" and _range_length(feeds) > SMALL:
+        return None
+    results = _reference(node, feeds)
+    if results is None or any(r.size > SMALL for r in results):
+        return None
+    return results
+
+
+def _range_length(feeds: list[np.ndarray[Any, Any] | None]) -> float:
+    start, stop, step = (float(np.asarray(f).reshape(-1)[0]) for f in feeds)
+    return abs((stop - start) / step) if step else 0.0
+
+
+def _reference(node: ir.Node, feeds: list[np.ndarray[Any, Any] | None]) -> list[np.ndarray[Any, Any]] | None:
+    from onnx.reference import ReferenceEvaluator
+
+    proto = ir.serde.serialize_node(node)
+    version = node.version or (node.graph.opset_imports.get("", 17) if node.graph is not None else 17)
+    evaluator = ReferenceEvaluator(proto, opsets={"": version})
+    names = [name for name in proto.input if name]
+    arrays = [f for f in feeds if f is not None]
+    try:
+        results = evaluator.run(None, dict(zip(names, arrays, strict=True)))
+    except Exception:  # the reference implementation refuses: the value stays unknown, which freezes its axes
+        return None
+    return [np.asarray(r) for r in results]
