@@ -66,13 +66,32 @@ class Restriction:
         output: name of the reducing node's first output.
         input: name of the value it reduces.
         axis: the axis of that value (non-negative).
+        rank: number of axes of that value.
+        size: length of that axis in the original model.
         kept: the indices that stay.
     """
 
     output: str
     input: str
     axis: int
+    rank: int
+    size: int
     kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A copy of a shared weight, made because its users are cut differently.
+
+    Attributes:
+        of: name of the original weight.
+        output: first output of the node that uses the copy.
+        input: which input of that node it is.
+    """
+
+    of: str
+    output: str
+    input: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +122,7 @@ class Plan:
         slices: weight name -> axis -> kept indices, in order. Complete; names of the original file.
         shapes: constant name -> its value before and after.
         restrictions: reductions over a cut axis (see `Restriction`).
-        splits: copies made of a shared weight whose users are cut differently: copy name -> original name.
+        splits: copies made of a shared weight whose users are cut differently: copy name -> `Split`.
         removed_layers: residual blocks removed whole.
     """
 
@@ -114,7 +133,7 @@ class Plan:
     slices: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
     shapes: Mapping[str, ShapeEdit] = field(default_factory=dict)
     restrictions: tuple[Restriction, ...] = ()
-    splits: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, Split] = field(default_factory=dict)
     removed_layers: tuple[RemovedLayer, ...] = ()
 
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -150,11 +169,10 @@ class Plan:
                 name: {"from": list(edit.before), "to": list(edit.after)}
                 for name, edit in sorted(self.shapes.items())
             },
-            "restrictions": [
-                {"output": r.output, "input": r.input, "axis": r.axis, "kept": list(r.kept)}
-                for r in self.restrictions
-            ],
-            "splits": dict(sorted(self.splits.items())),
+            "restrictions": [{**vars(r), "kept": list(r.kept)} for r in self.restrictions],
+            "splits": {
+                name: {"of": s.of, "output": s.output, "input": s.input} for name, s in sorted(self.splits.items())
+            },
             "removed_layers": [{"id": r.id, "nodes": list(r.nodes)} for r in self.removed_layers],
         }
 
@@ -199,10 +217,20 @@ class Plan:
                 for name, edit in doc["shapes"].items()
             },
             restrictions=tuple(
-                Restriction(str(r["output"]), str(r["input"]), int(r["axis"]), tuple(map(int, r["kept"])))
+                Restriction(
+                    output=str(r["output"]),
+                    input=str(r["input"]),
+                    axis=int(r["axis"]),
+                    rank=int(r["rank"]),
+                    size=int(r["size"]),
+                    kept=tuple(map(int, r["kept"])),
+                )
                 for r in doc.get("restrictions", [])
             ),
-            splits={str(k): str(v) for k, v in doc.get("splits", {}).items()},
+            splits={
+                str(k): Split(str(v["of"]), str(v["output"]), int(v["input"]))
+                for k, v in doc.get("splits", {}).items()
+            },
             removed_layers=tuple(
                 RemovedLayer(str(r["id"]), tuple(map(str, r["nodes"]))) for r in doc["removed_layers"]
             ),

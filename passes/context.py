@@ -80,12 +80,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A norm, softmax or mean over an axis that may be cut."""
+    """A norm, softmax, mean or contraction of two activations over an axis that may be cut."""
 
     node: ir.Node
     index: int
     axis: int
     term: Term
+    contraction: bool = False
 
 
 @dataclass
@@ -179,6 +180,14 @@ class Context:
         if term is not None:
             self.axes.reduced(term)
             self.reductions.append(Reduction(node, index, axis, term))
+
+    def contracts(self, node: ir.Node, index: int, axis: int) -> None:
+        """The node sums products of two activations over this axis: exact where cut units are zero."""
+        value = node.inputs[index]
+        assert value is not None
+        term = self.layout(value)[axis]
+        if term is not None:
+            self.reductions.append(Reduction(node, index, axis, term, contraction=True))
 
     def attribute(self, node: ir.Node, name: str, new: Callable[[Kept], int | list[int]]) -> None:
         """An attribute follows the cut."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
+from condensec.plan import Split
+
 # A shared vector longer than this is taken for a real shared weight, not a deduplicated bias.
 SPLIT_LIMIT = 1 << 16
 
@@ -22,12 +24,11 @@ class Normalized:
 
     Attributes:
         model: the copy; the original is untouched, tensors are shared.
-        splits: copy name -> original name, for vectors that were shared by several nodes.
-        outputs: names of values that are graph outputs.
+        splits: copy name -> where it is used, for vectors that were shared by several nodes.
     """
 
     model: ir.Model
-    splits: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, Split] = field(default_factory=dict)
 
 
 def normalize(original: ir.Model) -> Normalized:
@@ -55,8 +56,8 @@ def _name_nodes(graph: ir.Graph) -> None:
         node.name = name
 
 
-def _split_shared_vectors(graph: ir.Graph) -> dict[str, str]:
-    splits: dict[str, str] = {}
+def _split_shared_vectors(graph: ir.Graph) -> dict[str, Split]:
+    splits: dict[str, Split] = {}
     outputs = set(graph.outputs)
     for name, value in list(graph.initializers.items()):
         uses = list(value.uses())
@@ -73,5 +74,5 @@ def _split_shared_vectors(graph: ir.Graph) -> dict[str, str]:
             copy = ir.Value(name=copy_name, shape=value.shape, type=value.type, const_value=tensor)
             graph.register_initializer(copy)
             use.node.replace_input_with(use.idx, copy)
-            splits[copy_name] = name
+            splits[copy_name] = Split(name, use.node.outputs[0].name or "", use.idx)
     return splits

@@ -12,131 +12,80 @@ from condensec.passes.rules import rule
 @rule("Conv", "com.microsoft::FusedConv", "com.microsoft.nchwc::Conv")
 def conv(ctx: Context, node: ir.Node) -> None:
     """Data ``[N, C, ...]``, weight ``[M, C/g, ...]``; grouped: ``C = g x C/g``, ``M = g x M/g``."""
-    data, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
+    data, weight = node.inputs[0], node.inputs[1]
     assert data is not None and weight is not None
     x, w = ctx.layout(data), ctx.layout(weight)
-    n, c = ctx.shape(data)[:2]
-    m, per_group, *kernel = ctx.shape(weight)
-    groups = _groups(node)
-    outputs, inputs, group_term = _channels(ctx, x[1], w[0], w[1], c, m, per_group, groups)
-    _fix_kernel(ctx, w)
-    if groups > 1:
-        _rewrite_groups(ctx, node, group_term)
-    _bias(ctx, node, outputs)
-    _residual(ctx, node, outputs)
-    sizes = ctx.shape(output)
-    ctx.set(output, [x[0], outputs, *[None] * len(kernel)])
-    ctx.cost(
-        node,
-        (outputs, inputs, None),
-        (m, per_group, volume(kernel) * volume(sizes[2:]) * n),
-        inputs=inputs,
-        outputs=outputs,
-        groups=group_term if groups > 1 and group_term is not None else 1,
-        kernel=volume(kernel),
-        positions=volume(sizes[2:]),
-    )
+    m, per_group = ctx.shape(weight)[:2]
+    groups = _groups(ctx, node)
+    ctx.tie(x[1], _grouped(ctx, groups, w[1]), "input channels come from the data")
+    outputs = w[0]
+    if groups is not None:
+        ctx.tie(outputs, _grouped(ctx, groups, ctx.axes.atom(m // groups.size) if m > groups.size else None))
+    _finish(ctx, node, outputs, (outputs, w[1]), (m, per_group), x[1], groups)
 
 
 @rule("ConvTranspose")
 def conv_transpose(ctx: Context, node: ir.Node) -> None:
     """Data ``[N, C, ...]``, weight ``[C, M/g, ...]``; grouped: ``C = g x C/g``, ``M = g x M/g``."""
-    data, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
+    data, weight = node.inputs[0], node.inputs[1]
     assert data is not None and weight is not None
     x, w = ctx.layout(data), ctx.layout(weight)
-    n, c, *space = ctx.shape(data)
-    _, per_group, *kernel = ctx.shape(weight)
-    groups = _groups(node)
-    m = per_group * groups
-    inputs, outputs, group_term = _channels(ctx, w[1], w[0], x[1], m, c, c // groups, groups, transposed=True)
-    _fix_kernel(ctx, w)
-    if groups > 1:
-        _rewrite_groups(ctx, node, group_term)
-    _bias(ctx, node, outputs)
-    ctx.set(output, [x[0], outputs, *[None] * len(kernel)])
+    c, per_group = ctx.shape(weight)[:2]
+    groups = _groups(ctx, node)
+    ctx.tie(x[1], w[0], "input channels come from the data")
+    if groups is not None:
+        ctx.tie(w[0], _grouped(ctx, groups, ctx.axes.atom(c // groups.size) if c > groups.size else None))
+    _finish(ctx, node, _grouped(ctx, groups, w[1]), (w[0], w[1]), (c, per_group), x[1], groups)
+
+
+def _groups(ctx: Context, node: ir.Node) -> Term | None:
+    """The axis of convolution groups, or None for a dense one. The attribute follows the cut."""
+    count = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    if count == 1:
+        return None
+    axis = ctx.axes.atom(count)
+    ctx.attribute(node, "group", lambda kept: kept.size(axis))
+    return axis
+
+
+def _grouped(ctx: Context, groups: Term | None, inner: Term | None) -> Term | None:
+    if groups is None:
+        return inner
+    return groups if inner is None else ctx.axes.product((groups, inner))
+
+
+def _finish(
+    ctx: Context,
+    node: ir.Node,
+    outputs: Term | None,
+    weight_terms: tuple[Term | None, Term | None],
+    weight_sizes: tuple[int, int],
+    inputs: Term | None,
+    groups: Term | None,
+) -> None:
+    """Bias, fused residual, kernel axes, the output's layout and the cost."""
+    data, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert data is not None and weight is not None
+    kernel = ctx.shape(weight)[2:]
+    for term in ctx.layout(weight)[2:]:
+        ctx.freeze(term, "kernel positions")
+    for index in (2, 3):
+        extra = node.inputs[index] if ctx.has(node, index) else None
+        if extra is not None:  # a bias [M], or FusedConv's residual [N, M, ...]
+            ctx.tie(outputs, ctx.layout(extra)[0 if index == 2 else 1])
+    ctx.set(output, [ctx.layout(data)[0], outputs, *[None] * len(kernel)])
+    # a transposed convolution does its work once an input position, a convolution once an output position
+    space = ctx.shape(data if node.op_type == "ConvTranspose" else output)
+    positions = volume(space[2:])
     ctx.cost(
         node,
-        (w[0], w[1], None),
-        (c, per_group, volume(kernel) * volume(space) * n),
+        (*weight_terms, None),
+        (*weight_sizes, volume(kernel) * positions * space[0]),
         inputs=inputs,
         outputs=outputs,
-        groups=group_term if groups > 1 and group_term is not None else 1,
+        groups=groups if groups is not None else 1,
         kernel=volume(kernel),
-        positions=volume(space),
+        positions=positions,
     )
 
 
-def _groups(node: ir.Node) -> int:
-    return node.attributes["group"].as_int() if "group" in node.attributes else 1
-
-
-def _channels(
-    ctx: Context,
-    x: Term | None,
-    w_full: Term | None,
-    w_per_group: Term | None,
-    c: int,
-    m: int,
-    per_group: int,
-    groups: int,
-    *,
-    transposed: bool = False,
-) -> tuple[Term | None, Term | None, Term | None]:
-    """Tie channels; returns (full weight axis's layout, per-group axis's layout, groups).
-
-    For Conv: (outputs, per-group inputs, groups). For ConvTranspose: (inputs per group, outputs, groups).
-    """
-    if transposed:
-        return _transposed_channels(ctx, x, w_full, w_per_group, c, m, groups)
-    if groups == 1:
-        ctx.tie(x, w_per_group, "input channels come from the data")
-        return w_full, w_per_group, None
-    group_axis = ctx.axes.atom(groups)
-    inner_in = w_per_group if per_group > 1 else None
-    ctx.tie(x, ctx.axes.product([group_axis, *([inner_in] if inner_in is not None else [])]))
-    if m == groups:
-        ctx.tie(w_full, group_axis)
-        return w_full, w_per_group, group_axis
-    rest = ctx.axes.atom(m // groups)
-    ctx.tie(w_full, ctx.axes.product([group_axis, rest]))
-    return w_full, w_per_group, group_axis
-
-
-def _transposed_channels(
-    ctx: Context, w_out: Term | None, w_in: Term | None, x: Term | None, m: int, c: int, groups: int
-) -> tuple[Term | None, Term | None, Term | None]:
-    ctx.tie(x, w_in, "input channels come from the data")
-    if groups == 1:
-        return w_in, w_out, None
-    group_axis = ctx.axes.atom(groups)
-    if c == groups:
-        ctx.tie(w_in, group_axis)
-    else:
-        ctx.tie(w_in, ctx.axes.product([group_axis, ctx.axes.atom(c // groups)]))
-    outputs = ctx.axes.product([group_axis, *([w_out] if w_out is not None else [])])
-    return w_in, outputs, group_axis
-
-
-def _rewrite_groups(ctx: Context, node: ir.Node, term: Term | None) -> None:
-    assert term is not None
-    group_term = term
-    ctx.attribute(node, "group", lambda kept: kept.size(group_term))
-
-
-def _fix_kernel(ctx: Context, w: list[Term | None]) -> None:
-    for term in w[2:]:
-        ctx.freeze(term, "kernel positions")
-
-
-def _bias(ctx: Context, node: ir.Node, outputs: Term | None) -> None:
-    if ctx.has(node, 2):
-        bias = node.inputs[2]
-        assert bias is not None
-        ctx.tie(outputs, ctx.layout(bias)[0])
-
-
-def _residual(ctx: Context, node: ir.Node, outputs: Term | None) -> None:
-    if node.domain == "com.microsoft" and ctx.has(node, 3):
-        residual = node.inputs[3]
-        assert residual is not None
-        ctx.tie(outputs, ctx.layout(residual)[1])

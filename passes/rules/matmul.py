@@ -29,7 +29,7 @@ def matmul(ctx: Context, node: ir.Node) -> None:
     batch = _batch(ctx, la[:-2], sa[:-2], lb[:-2], sb[:-2])
     layout = [*batch, *([] if vector_a else [la[-2]]), *([] if vector_b else [lb[-1]])]
     ctx.set(node.outputs[0], layout)
-    _hints(ctx, a, b, batch, la[-1], lb[-1])
+    _hints(ctx, node, a, b, batch, la[-1], lb[-1])
     sizes = ctx.shape(node.outputs[0])
     rows = volume(sizes) // (sb[-1] or 1)
     dense = b.is_initializer() or a.is_initializer()
@@ -70,11 +70,14 @@ def _batch(ctx: Context, la: Layout, sa: list[int], lb: Layout, sb: list[int]) -
 
 
 def _hints(
-    ctx: Context, a: ir.Value, b: ir.Value, batch: Layout, contraction: Term | None, columns: Term | None
+    ctx: Context, node: ir.Node, a: ir.Value, b: ir.Value, batch: Layout, contraction: Term | None, columns: Term | None
 ) -> None:
     """A product of two activations is attention: name its heads and head dimensions."""
     if a.is_initializer() or b.is_initializer():
         return
+    for index, (value, transposed) in enumerate(((a, _flag(node, "transA")), (b, not _flag(node, "transB")))):
+        rank = len(ctx.layout(value))
+        ctx.contracts(node, index, 0 if rank == 1 else rank - 2 if transposed else rank - 1)
     for term in batch[1:] if len(batch) > 1 else batch:
         if term is not None:
             ctx.axes.hint(term, "head")

@@ -1,0 +1,277 @@
+"""Groups: read the whole graph once, and say which units live and die together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from condensec.axes import Atom, Axes, Term
+from condensec.passes import rules
+from condensec.passes.context import Context, Kept, UnknownShape
+from condensec.passes.normalize import Normalized, normalize
+from condensec.passes.world import World, build_world
+from condensec.plan import AxisRef, FrozenAxis
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that may be removed one by one, each from every axis it lies on.
+
+    Attributes:
+        id: stable within one model: ``g0``, ``g1``, ... in graph order.
+        kind: channel, neuron, head, head_dim, kv_head, hidden, expert or rnn_unit.
+        size: number of units.
+        exact: False where a norm, softmax or mean reduces over the units.
+        axes: weight axes the units lie on.
+        atoms: the atoms that hold the units, in unit order; the sum of their sizes is ``size``.
+    """
+
+    id: str
+    kind: str
+    size: int
+    exact: bool
+    axes: tuple[AxisRef, ...]
+    atoms: tuple[Atom, ...]
+
+    def masks(self, kept: npt.NDArray[np.bool_]) -> dict[int, npt.NDArray[np.bool_]]:
+        """Kept units by atom id."""
+        bounds = np.cumsum([a.size for a in self.atoms])[:-1]
+        return {a.id: part for a, part in zip(self.atoms, np.split(kept, bounds), strict=True)}
+
+
+@dataclass
+class Analysis:
+    """What the algebra found.
+
+    Attributes:
+        normalized: the normalized model, uncut.
+        context: layouts, rewrites, costs, reductions.
+        groups: prunable groups in graph order.
+        frozen: channel-like axes that can't be cut, with reasons.
+        weight_layouts: initializer name -> layout, for those with a prunable axis.
+    """
+
+    normalized: Normalized
+    context: Context
+    groups: tuple[Group, ...]
+    frozen: tuple[FrozenAxis, ...]
+    weight_layouts: dict[str, list[Term | None]] = field(default_factory=dict)
+
+    @property
+    def model(self) -> ir.Model:
+        """The normalized model, uncut."""
+        return self.normalized.model
+
+    @property
+    def axes(self) -> Axes:
+        """The system of axes."""
+        return self.context.axes
+
+    @property
+    def world(self) -> World:
+        """Sample shapes."""
+        return self.context.world
+
+    def group(self, identifier: str) -> Group:
+        """The group of an id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return next(g for g in self.groups if g.id == identifier)
+
+    def kept(self, units: Mapping[str, npt.ArrayLike]) -> Kept:
+        """What stays, from kept unit indices by group id (absent groups stay whole)."""
+        masks: dict[int, npt.NDArray[np.bool_]] = {}
+        for group in self.groups:
+            if group.id in units:
+                mask = np.zeros(group.size, np.bool_)
+                mask[np.asarray(units[group.id], np.int64)] = True
+                masks.update(group.masks(mask))
+        return Kept(self.axes, masks)
+
+    def macs(self, sizes: Mapping[int, int] | None = None) -> int:
+        """Multiply-accumulates of one sample, given kept unit counts by atom id (absent: all)."""
+        return sum(self.node_macs(sizes or {}).values())
+
+    def node_macs(self, sizes: Mapping[int, int]) -> dict[str, int]:
+        """Multiply-accumulates of one sample by node name."""
+        batch = max(1, min((s[0] for s in self.world.inputs.values() if s), default=1))
+        result: dict[str, int] = {}
+        for cost in self.context.costs:
+            total = 1
+            for factor in cost.factors:
+                total *= factor if isinstance(factor, int) else self.axes.count(factor, sizes)
+            result[cost.node.name or ""] = total // batch
+        return result
+
+    def reachable(self) -> float:
+        """Share of the MACs that lie in nodes with at least one prunable axis."""
+        free = {a.id for g in self.groups for a in g.atoms}
+        macs = self.node_macs({})
+        reached = 0
+        for cost in self.context.costs:
+            terms = [f for f in cost.factors if not isinstance(f, int)]
+            if any(a.id in free for t in terms for a in self.axes.atoms(t)):
+                reached += macs[cost.node.name or ""]
+        return reached / max(1, sum(macs.values()))
+
+
+def analyze(
+    model: ir.Model,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    freeze: str | None = None,
+) -> Analysis:
+    """Find the groups of a model.
+
+    Args:
+        model: any model condensec reads; it isn't changed.
+        shapes: sizes of inputs, of one real sample.
+        freeze: regular expression; nodes and weights whose names match are left alone.
+
+    Raises:
+        ModelError: shapes can't be worked out.
+    """
+    normalized = normalize(model)
+    world = build_world(normalized.model, shapes)
+    opset = normalized.model.opset_imports.get("", normalized.model.opset_imports.get("ai.onnx", 1))
+    context = Context(Axes(), world, opset)
+    graph = normalized.model.graph
+    for value in graph.inputs:
+        context.set(value, [None] * len(world.inputs[value.name or ""]))
+    for node in graph:
+        _apply_rule(context, node)
+    for value in graph.outputs:
+        context.freeze_all(value, f"graph output '{value.name}'")
+    _freeze_named(context, graph, freeze)
+    return _collect(normalized, context)
+
+
+def _apply_rule(context: Context, node: ir.Node) -> None:
+    if all((o.name or "") in context.world.values for o in node.outputs):
+        for output in node.outputs:  # shape arithmetic: rewritten with the cut, never cut itself
+            context.set(output, [None] * context.world.values[output.name or ""].ndim)
+        return
+    found = rules.find(node)
+    reason = f"operator {node.op_type} has no rule"
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        found, reason = None, f"used inside the subgraph of {node.op_type} '{node.name}'"
+    if found is not None:
+        context.node = node
+        try:
+            found(context, node)
+            return
+        except UnknownShape as error:
+            reason = str(error)
+    freeze_node(context, node, reason)
+
+
+def freeze_node(context: Context, node: ir.Node, reason: str) -> None:
+    """Freeze everything a node touches, values captured by its subgraphs included."""
+    for value in (*node.inputs, *_captured(node)):
+        if value is not None:
+            context.freeze_all(value, reason)
+    for output in node.outputs:
+        context.set(output, [None] * len(context.world.shape(output) or ()))
+
+
+def _captured(node: ir.Node) -> list[ir.Value]:
+    found: list[ir.Value] = []
+    for attribute in node.attributes.values():
+        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
+        if attribute.type == ir.AttributeType.GRAPHS:
+            graphs = list(attribute.as_graphs())
+        for graph in graphs:
+            for inner in graph.all_nodes():
+                found.extend(v for v in inner.inputs if v is not None and v.graph is not inner.graph)
+            found.extend(graph.outputs)
+    return found
+
+
+def _freeze_named(context: Context, graph: ir.Graph, pattern: str | None) -> None:
+    if not pattern:
+        return
+    regex = re.compile(pattern)
+    for node in graph:
+        if regex.search(node.name or ""):
+            for value in (*node.inputs, *node.outputs):
+                if value is not None and value in context.layouts:
+                    context.freeze_all(value, "named by --freeze")
+    for name, value in graph.initializers.items():
+        if regex.search(name) and value in context.layouts:
+            context.freeze_all(value, "named by --freeze")
+
+
+def _collect(normalized: Normalized, context: Context) -> Analysis:
+    axes = context.axes
+    refs: dict[int, list[AxisRef]] = {}
+    atoms: dict[int, Atom] = {}
+    layouts: dict[str, list[Term | None]] = {}
+    for name, value in normalized.model.graph.initializers.items():
+        layout = context.layouts.get(value)
+        if layout is None:
+            continue
+        layouts[name] = layout
+        for axis, term in enumerate(layout):
+            for atom in axes.atoms(term) if term is not None else ():
+                atoms[atom.id] = atom
+                refs.setdefault(atom.id, []).append(AxisRef(name, axis))
+    cut = _cost_atoms(context)
+    free = [a for a in atoms.values() if a.frozen is None and a.id in cut]
+    order = {atom_id: i for i, atom_id in enumerate(cut)}
+    free.sort(key=lambda a: order[a.id])
+    groups = [
+        _group(f"g{i}", context, members, refs) for i, members in enumerate(_bundles(free))
+    ]
+    groups = [g for g in groups if g.size > 1]
+    frozen = [
+        FrozenAxis(f"f{i}", a.size, a.frozen)
+        for i, a in enumerate(a for a in (atoms[i] for i in cut if i in atoms) if a.frozen is not None and a.size > 1)
+        if a.frozen is not None
+    ]
+    return Analysis(normalized, context, tuple(groups), tuple(frozen), layouts)
+
+
+def _cost_atoms(context: Context) -> list[int]:
+    """Atoms on the axes of weighted nodes, in graph order: what a cut would make cheaper."""
+    seen: dict[int, None] = {}
+    for cost in context.costs:
+        terms = [f for f in (cost.outputs, *cost.factors, cost.inputs) if f is not None and not isinstance(f, int)]
+        for term in terms:
+            for atom in context.axes.atoms(term):
+                seen.setdefault(atom.id)
+    return list(seen)
+
+
+def _bundles(free: list[Atom]) -> list[list[Atom]]:
+    """Atoms of one unit that were cut from the same axes form one group together."""
+    bundles: dict[object, list[Atom]] = {}
+    for atom in free:
+        bundles.setdefault(atom.origins if atom.size == 1 else atom.id, []).append(atom)
+    return list(bundles.values())
+
+
+def _group(identifier: str, context: Context, atoms: list[Atom], refs: dict[int, list[AxisRef]]) -> Group:
+    places = dict.fromkeys(ref for atom in atoms for ref in refs[atom.id])
+    return Group(
+        id=identifier,
+        kind=_kind(atoms),
+        size=sum(a.size for a in atoms),
+        exact=all(a.exact for a in atoms),
+        axes=tuple(places),
+        atoms=tuple(atoms),
+    )
+
+
+def _kind(atoms: list[Atom]) -> str:
+    hints = set().union(*(a.hints for a in atoms))
+    for kind in ("kv_head", "head", "head_dim", "expert", "rnn_unit", "hidden", "channel"):
+        if kind in hints:
+            return kind
+    return "neuron"

@@ -1,0 +1,183 @@
+"""Let shape arithmetic follow a cut: constants that hold sizes, positions or indices, wherever they sit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from condensec.errors import PostconditionError
+from condensec.passes.context import Kept
+from condensec.passes.groups import Analysis
+from condensec.passes.world import evaluate_node
+from condensec.plan import ShapeEdit
+
+Array = npt.NDArray[Any]
+_PASS_THROUGH = frozenset(("Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity", "Flatten"))
+
+
+class Resizer:
+    """Rewrites inputs that hold sizes, in a cut model whose weights are sliced already.
+
+    A constant is replaced. A size computed from `Shape` of a cut activation follows by itself. In between,
+    the requirement is traced back through Concat, Unsqueeze, Cast, Mul, Div, ... to the constant in it.
+    """
+
+    def __init__(self, analysis: Analysis, kept: Kept, model: ir.Model) -> None:
+        self._analysis = analysis
+        self._kept = kept
+        self._graph = model.graph
+        self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._values: dict[str, Array] = {}
+        self._edits: dict[str, ShapeEdit] = {}
+
+    def edits(self) -> dict[str, ShapeEdit]:
+        """Constants changed, by their original name."""
+        return dict(self._edits)
+
+    def rewrite(self, node: ir.Node, index: int, new: Callable[[Array], Array]) -> None:
+        """Make input ``index`` of ``node`` hold what ``new`` makes of it.
+
+        Raises:
+            PostconditionError: the value is computed in a way that can't be traced.
+        """
+        value = node.inputs[index]
+        old = self._analysis.world.known(value) if value is not None else None
+        if value is None or old is None:
+            return  # chosen at run time: its rule froze what it had to
+        wanted = np.asarray(new(np.asarray(old)))
+        self._require(node, index, value, wanted)
+
+    def _require(self, node: ir.Node, index: int, value: ir.Value, wanted: Array) -> None:
+        current = self._now(value)
+        if current is not None and current.shape == wanted.shape and np.array_equal(current, wanted):
+            return
+        name = value.name or ""
+        if value.is_initializer() or name not in self._analysis.world.derived:
+            self._replace(node, index, value, wanted)
+            return
+        producer = value.producer()
+        assert producer is not None
+        if producer.op_type == "Concat":
+            start = 0
+            for i, part in enumerate(producer.inputs):
+                assert part is not None
+                length = self._analysis.world.values[part.name or ""].size
+                self._require(producer, i, part, wanted[start : start + length])
+                start += length
+        elif producer.op_type in _PASS_THROUGH:
+            source = producer.inputs[0]
+            assert source is not None
+            before = self._analysis.world.values[source.name or ""]
+            self._require(producer, 0, source, wanted.reshape(before.shape).astype(before.dtype))
+        elif producer.op_type in ("Mul", "Div", "Add", "Sub"):
+            self._solve(producer, wanted)
+        else:
+            raise self._failure(node, producer)
+        self._values.clear()
+
+    def _solve(self, node: ir.Node, wanted: Array) -> None:
+        """One side of the arithmetic is a constant: find what it has to be."""
+        a, b = node.inputs[0], node.inputs[1]
+        assert a is not None and b is not None
+        derived = self._analysis.world.derived
+        free = 1 if (b.name or "") not in derived else 0
+        target, other = (b, a) if free else (a, b)
+        fixed = self._now(other)
+        if (target.name or "") in derived or fixed is None:
+            raise self._failure(node, node)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = {
+                ("Mul", 0): lambda: wanted / fixed,
+                ("Mul", 1): lambda: wanted / fixed,
+                ("Add", 0): lambda: wanted - fixed,
+                ("Add", 1): lambda: wanted - fixed,
+                ("Sub", 0): lambda: wanted + fixed,
+                ("Sub", 1): lambda: fixed - wanted,
+                ("Div", 0): lambda: wanted * fixed,
+                ("Div", 1): lambda: fixed / wanted,
+            }[node.op_type, free]()
+        old = self._analysis.world.known(target)
+        assert old is not None
+        rounded = np.round(value).astype(old.dtype).reshape(old.shape) if value.size == old.size else None
+        if rounded is None or not np.allclose(rounded, np.reshape(value, old.shape)):
+            raise self._failure(node, node)
+        self._require(node, free, target, rounded)
+
+    def _failure(self, node: ir.Node, producer: ir.Node) -> PostconditionError:
+        return PostconditionError(
+            f"the sizes that '{node.name}' ({node.op_type}) takes from '{producer.name}' ({producer.op_type}) can't follow the cut",
+            node=node.name,
+            hint="leave it alone with --freeze",
+        )
+
+    def _replace(self, node: ir.Node, index: int, value: ir.Value, wanted: Array) -> None:
+        """Put a new constant in the place of one input; other users keep theirs."""
+        name = value.name or ""
+        old = self._analysis.world.known(value)
+        assert old is not None
+        wanted = np.ascontiguousarray(wanted, dtype=old.dtype)
+        alone = value.is_initializer() and len(list(value.uses())) == 1
+        new_name = name if alone else f"{name}.cut"
+        number = 1
+        while not alone and new_name in self._graph.initializers:
+            present = self._graph.initializers[new_name]
+            if present.const_value is not None and np.array_equal(present.const_value.numpy(), wanted):
+                node.replace_input_with(index, present)
+                return
+            number += 1
+            new_name = f"{name}.cut{number}"
+        tensor = ir.Tensor(wanted, name=new_name)
+        if alone:
+            value.const_value = tensor
+            value.shape = ir.Shape(wanted.shape)
+            value.dtype = tensor.dtype
+        else:
+            fresh = ir.Value(name=new_name, shape=ir.Shape(wanted.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            self._graph.register_initializer(fresh)
+            node.replace_input_with(index, fresh)
+        self._edits[name if alone or name not in self._edits else new_name] = ShapeEdit(
+            tuple(int(x) for x in old.reshape(-1)), tuple(int(x) for x in wanted.reshape(-1))
+        )
+
+    def _now(self, value: ir.Value) -> Array | None:
+        """The value after the cut, in the sample world."""
+        name = value.name or ""
+        if value.is_initializer():
+            return None if value.const_value is None else value.const_value.numpy()
+        if name not in self._analysis.world.derived:
+            return self._analysis.world.values.get(name)
+        if name in self._values:
+            return self._values[name]
+        producer = value.producer()
+        if producer is None:
+            return None
+        inputs: dict[str, Array] = {}
+        for source in producer.inputs:
+            if source is None:
+                continue
+            if producer.op_type not in ("Shape", "Size"):
+                found = self._now(source)
+                if found is None:
+                    return None
+                inputs[source.name or ""] = found
+        results = evaluate_node(producer, inputs, self._shapes_after())
+        if results is None:
+            return None
+        for output, array in zip(producer.outputs, results, strict=False):
+            self._values[output.name or ""] = array
+        return self._values.get(name)
+
+    def _shapes_after(self) -> dict[str, tuple[int, ...]]:
+        if self._shapes is None:
+            self._shapes = dict(self._analysis.world.shapes)
+            for value, layout in self._analysis.context.layouts.items():
+                if any(t is not None for t in layout):
+                    before = self._analysis.world.shapes[value.name or ""]
+                    self._shapes[value.name or ""] = tuple(
+                        s if t is None else self._kept.size(t) for s, t in zip(before, layout, strict=True)
+                    )
+        return self._shapes
