@@ -1,4 +1,4 @@
-"""From any form of a model to one protobuf onnxruntime takes, whatever its size and wherever its weights are."""
+"""Any form of a model as one protobuf onnxruntime takes, whatever its size and wherever its weights are."""
 
 from __future__ import annotations
 

@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from condensec import serialized
-from condensec.errors import DataError, ModelError, PostconditionError, PreconditionError
-from condensec.runner import Session, available_providers, runtime_version
 from model_tools import random_feeds, save, with_batch
 from models import mlp, residual_cnn, transformer_encoder
 from onnx import TensorProto, helper, numpy_helper
+
+from condensec import serialized
+from condensec.errors import DataError, ModelError, PostconditionError, PreconditionError
+from condensec.runner import Session, available_providers, runtime_version
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def test_a_failing_node_is_named() -> None:
         assert caught.value.node in ("stem", "y")  # the layout pass renames nodes to their outputs
         assert "\n" not in str(caught.value)
     reshape = graph(helper.make_node("Reshape", ["x", "s"], ["y"], name="flat"), s=np.array([7, -1]))
-    with pytest.raises(PostconditionError, match="Reshape 'flat': .*cannot be reshaped") as caught:
+    with pytest.raises(PostconditionError, match=r"Reshape 'flat': .*cannot be reshaped") as caught:
         Session(reshape).run(IMAGE)
     assert "onnxruntime_src" not in str(caught.value)
 
