@@ -1,0 +1,98 @@
+"""The helpers of the benchmarks, on numbers one can check by hand."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from models import as_constant_nodes, random_feeds, residual_cnn, run, save
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+common = _load("common")
+masked = _load("masked")
+
+
+def test_wilson_against_the_textbook() -> None:
+    # 15 of 50: [0.191, 0.437] (Wilson without continuity correction).
+    low, high = common.wilson(np.arange(50) < 15)
+    assert low == pytest.approx(0.191, abs=1e-3)
+    assert high == pytest.approx(0.438, abs=1e-3)
+
+
+def test_paired_change_is_exact_where_nothing_changes_and_narrower_than_unpaired() -> None:
+    before = np.arange(1000) % 10 != 0
+    assert common.paired_change(before, before) == (0.0, (0.0, 0.0))
+    after = before.copy()
+    after[:10] = False  # nine of them were right
+    change, (low, high) = common.paired_change(before, after)
+    assert change == pytest.approx(-0.9)
+    assert low < -0.9 < high
+    assert high - low < 1.3, "unpaired it would be 5.3 points wide"
+
+
+def test_bootstrap_covers_the_mean() -> None:
+    values = np.random.default_rng(1).normal(3, 1, 400)
+    low, high = common.bootstrap(values, np.mean)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+
+
+def test_table_lines_up_and_drops_empty_columns() -> None:
+    rows = [{"model": "a", "MACs": 1234567, "x": None}, {"model": "longer", "ratio": 0.12345}]
+    lines = common.table(rows).splitlines()
+    assert lines[0].split() == ["model", "MACs", "ratio"]
+    assert lines[2] == "a       1,234,567"
+    assert lines[3].split() == ["longer", "0.1235"]
+
+
+def test_json_has_its_origin_and_no_folders(tmp_path: Path) -> None:
+    common.write_json(tmp_path / "sub" / "x.json", {"value": np.float32(0.5), "list": np.arange(2)}, 0.0)
+    document = json.loads((tmp_path / "sub" / "x.json").read_text())
+    assert document["value"] == 0.5
+    assert document["list"] == [0, 1]
+    assert {"command", "commit", "versions", "processor", "cores"} <= set(document["provenance"])
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("disguise", [False, True])
+def test_masked_original_equals_the_cut_by_hand(disguise: bool, tmp_path: Path) -> None:
+    """Cutting the inner channels of a block by hand gives what masking them gives."""
+    model = residual_cnn()
+    kept = [0, 3, 4, 9]
+    per_channel = [f"block1.a.bn.{p}" for p in ("scale", "bias", "mean", "var")]
+    slices = {"block1.a.conv.weight": {"0": kept}, "block1.b.conv.weight": {"1": kept}}
+    plan = {"slices": {**slices, **{name: {"0": kept} for name in per_channel}}}
+
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    for weight in cut.graph.initializer:
+        for axis, indices in plan["slices"].get(weight.name, {}).items():
+            array = np.take(onnx.numpy_helper.to_array(weight), indices, int(axis))
+            weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+
+    path = save(as_constant_nodes(model) if disguise else model, tmp_path)
+    feeds = random_feeds(model, 4)
+    by_mask = run(masked.masked(path, plan), feeds)
+    np.testing.assert_allclose(by_mask, run(cut, feeds), rtol=1e-4, atol=1e-5)
+    assert np.abs(by_mask - run(model, feeds)).max() > 1e-2
+
+
+def test_masking_names_an_unknown_weight(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="nowhere"):
+        masked.masked(save(residual_cnn(), tmp_path), {"slices": {"nowhere": {"0": [0]}}})
