@@ -171,11 +171,10 @@ def _restrict(graph: ir.Graph, values: Mapping[str | None, ir.Value], restrictio
     node.replace_input_with(position, _gather(graph, node, before, kept, restriction.axis))
     if node.op_type not in _SAME_SHAPE:
         return
-    for index in range(1, len(node.inputs) if node.op_type in _SCALED else 1):  # scale and bias: the last axes
-        parameter = node.inputs[index]
-        rank = 0 if parameter is None or parameter.shape is None else len(parameter.shape)
-        axis = restriction.axis - restriction.rank + rank
-        if parameter is not None and rank and axis >= 0 and parameter.shape is not None and parameter.shape[axis] != 1:
+    for index in range(1, len(node.inputs) if node.op_type in _SCALED else 1):
+        parameter = node.inputs[index]  # scale and bias lie on the last axes, perhaps behind an Identity
+        if parameter is not None:
+            axis = restriction.axis - restriction.rank
             node.replace_input_with(index, _gather(graph, node, parameter, kept, axis))
     _scatter_back(graph, node, restriction, kept, source)
 

@@ -16,6 +16,7 @@ from condensec.plan import Split
 
 # A shared vector longer than this is taken for a real shared weight, not a deduplicated bias.
 SPLIT_LIMIT = 1 << 16
+_SIZES = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)  # shapes and indices, not parameters
 
 
 @dataclass
@@ -62,7 +63,7 @@ def _split_shared_vectors(graph: ir.Graph) -> dict[str, Split]:
     for name, value in list(graph.initializers.items()):
         uses = list(value.uses())
         tensor = value.const_value
-        if len(uses) < 2 or tensor is None or value in outputs:
+        if len(uses) < 2 or tensor is None or value in outputs or tensor.dtype in _SIZES:
             continue
         dims = [d for d in tensor.shape.numpy() if d != 1]
         if len(dims) != 1 or dims[0] > SPLIT_LIMIT or any(u.node.graph is not graph for u in uses):

@@ -16,14 +16,16 @@ from condensec.passes.world import evaluate_node
 from condensec.plan import ShapeEdit
 
 Array = npt.NDArray[Any]
+_MOVES = frozenset(("Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Transpose"))
 _PASS_THROUGH = frozenset(("Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity", "Flatten"))
 
 
 class Resizer:
     """Rewrites inputs that hold sizes, in a cut model whose weights are sliced already.
 
-    A constant is replaced. A size computed from `Shape` of a cut activation follows by itself. In between,
-    the requirement is traced back through Concat, Unsqueeze, Cast, Mul, Div, ... to the constant in it.
+    A constant is replaced, and so is arithmetic on sizes that are really constant. A size computed from
+    `Shape` of a cut activation follows by itself. Where a target mixes sizes of the data with constants, the
+    requirement is traced back through Concat, Unsqueeze, Cast, ... to the constant in it.
     """
 
     def __init__(self, analysis: Analysis, kept: Kept, model: ir.Model) -> None:
@@ -33,6 +35,7 @@ class Resizer:
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._values: dict[str, Array] = {}
         self._edits: dict[str, ShapeEdit] = {}
+        self._by_name = {value.name or "": value for value in analysis.context.layouts}
 
     def edits(self) -> dict[str, ShapeEdit]:
         """Constants changed, by their original name."""
@@ -55,8 +58,7 @@ class Resizer:
         current = self._now(value)
         if current is not None and current.shape == wanted.shape and np.array_equal(current, wanted):
             return
-        name = value.name or ""
-        if value.is_initializer() or name not in self._analysis.world.derived:
+        if not self._dynamic(value).any():
             self._replace(node, index, value, wanted)
             return
         producer = value.producer()
@@ -73,39 +75,43 @@ class Resizer:
             assert source is not None
             before = self._analysis.world.values[source.name or ""]
             self._require(producer, 0, source, wanted.reshape(before.shape).astype(before.dtype))
-        elif producer.op_type in ("Mul", "Div", "Add", "Sub"):
-            self._solve(producer, wanted)
         else:
             raise self._failure(node, producer)
         self._values.clear()
 
-    def _solve(self, node: ir.Node, wanted: Array) -> None:
-        """One side of the arithmetic is a constant: find what it has to be."""
-        a, b = node.inputs[0], node.inputs[1]
-        assert a is not None and b is not None
-        derived = self._analysis.world.derived
-        free = 1 if (b.name or "") not in derived else 0
-        target, other = (b, a) if free else (a, b)
-        fixed = self._now(other)
-        if (target.name or "") in derived or fixed is None:
-            raise self._failure(node, node)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = {
-                ("Mul", 0): lambda: wanted / fixed,
-                ("Mul", 1): lambda: wanted / fixed,
-                ("Add", 0): lambda: wanted - fixed,
-                ("Add", 1): lambda: wanted - fixed,
-                ("Sub", 0): lambda: wanted + fixed,
-                ("Sub", 1): lambda: fixed - wanted,
-                ("Div", 0): lambda: wanted * fixed,
-                ("Div", 1): lambda: fixed / wanted,
-            }[node.op_type, free]()
-        old = self._analysis.world.known(target)
-        assert old is not None
-        rounded = np.round(value).astype(old.dtype).reshape(old.shape) if value.size == old.size else None
-        if rounded is None or not np.allclose(rounded, np.reshape(value, old.shape)):
-            raise self._failure(node, node)
-        self._require(node, free, target, rounded)
+    def _dynamic(self, value: ir.Value) -> npt.NDArray[np.bool_]:
+        """Which elements of shape arithmetic depend on an axis of the data, and so may differ at run time.
+
+        The size of an axis that has a layout comes from a weight: it's a number, however it was computed.
+        """
+        world = self._analysis.world
+        known = world.values[value.name or ""] if (value.name or "") in world.values else None
+        if known is None or (value.name or "") not in world.derived:
+            return np.zeros(() if known is None else known.shape, np.bool_)
+        producer = value.producer()
+        assert producer is not None
+        if producer.op_type in ("Shape", "Size"):
+            source = self._original(producer.inputs[0])
+            data = np.array([term is None for term in self._analysis.context.layouts.get(source, [])], np.bool_)
+            start = producer.attributes["start"].as_int() if "start" in producer.attributes else 0
+            end = producer.attributes["end"].as_int() if "end" in producer.attributes else len(data)
+            return data[start:end] if producer.op_type == "Shape" else np.asarray(data.any())
+        taints = [self._dynamic(v) if v is not None else np.zeros((), np.bool_) for v in producer.inputs]
+        if producer.op_type in _MOVES:
+            feeds = {
+                v.name or "": (taints[i].astype(np.int64) if i == 0 or producer.op_type == "Concat" else world.values[v.name or ""])
+                for i, v in enumerate(producer.inputs)
+                if v is not None
+            }
+            results = evaluate_node(producer, feeds, world.shapes)
+            if results is not None:
+                return results[producer.outputs.index(value)].astype(np.bool_)
+        return np.full(known.shape, any(t.any() for t in taints))
+
+    def _original(self, value: ir.Value | None) -> ir.Value:
+        """The uncut model's value of the same name."""
+        assert value is not None
+        return self._by_name[value.name or ""]
 
     def _failure(self, node: ir.Node, producer: ir.Node) -> PostconditionError:
         return PostconditionError(
