@@ -166,12 +166,14 @@ class Guard:
     Attributes:
         max_drop: points; None = no guard.
         drop: points lost on `split`; negative = gained.
+        baseline: the original's metric on `split`, in the metric's own unit.
     """
 
     max_drop: float | None
     drop: float | None = None
     kept: bool = True
     split: str = "validation"
+    baseline: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,180 @@
+"""Which charts the report shows, and what is in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from condensec.report import format as fmt
+from condensec.report import svg
+from condensec.report.model import Cycle, GroupSummary, Guard, Healing, LayerCut, MetricValue, Report
+
+
+def metric_by_cycle(report: Report) -> Markup:
+    """The metric after each cut and after each healing, with the original and the guard as lines."""
+    metric = report.after.metric or report.before.metric
+    if metric is None:
+        return Markup("")
+
+    def mark(cycle: Cycle, what: str, value: float | None) -> svg.Mark:
+        said = f"cycle {cycle.n}, {what}: {fmt.metric_value(value, metric)}{_fate(cycle)}"
+        return svg.Mark(cycle.n, value, said, not cycle.accepted)
+
+    cut = tuple(mark(c, "after the cut", c.metric_pruned) for c in report.cycles)
+    healed = tuple(mark(c, "healed", c.metric_healed) for c in report.cycles)
+    series = (svg.Series("after the cut", "s-cut", cut), svg.Series("healed", "s-after", healed))
+    label = fmt.metric_label(metric)
+    title = f"{label} on the validation split per cycle, after the cut and after healing"
+    show = _share_text if fmt.is_percentage(metric) else "{:.4g}".format
+    return svg.line_chart(svg.Chart(title, series, "cycle", show, _guard_rules(report.guard, metric)))
+
+
+def share_by_cycle(report: Report) -> Markup:
+    """MACs and latency left after each cycle, as a share of the original's."""
+    macs = tuple(
+        svg.Mark(c.n, c.macs, f"cycle {c.n}: {c.macs:.1%} of the MACs{_fate(c)}", not c.accepted)
+        for c in report.cycles
+    )
+    latency = tuple(
+        svg.Mark(c.n, c.latency, f"cycle {c.n}: {c.latency:.1%} of the latency{_fate(c)}", not c.accepted)
+        for c in report.cycles
+        if c.latency is not None
+    )
+    series = (svg.Series("MACs", "s-after", macs), svg.Series("latency", "s-latency", latency))
+    title = "Share of the original's MACs and latency that is left after each cycle"
+    return svg.line_chart(svg.Chart(title, series, "cycle", _share_text, zero=True))
+
+
+def loss_curve(healing: Healing) -> Markup:
+    """The healing loss over its steps."""
+    curve = healing.loss_curve
+    step = (healing.steps or len(curve)) / max(1, len(curve))
+    marks = tuple(svg.Mark((i + 1) * step, value) for i, value in enumerate(curve))
+    series = (svg.Series("loss", "s-after", marks),)
+    return svg.line_chart(
+        svg.Chart("Training loss while healing", series, "step", "{:.3g}".format, zero=True)
+    )
+
+
+def layer_strip(layer: LayerCut) -> Markup:
+    """One layer's output units: which stay."""
+    if layer.before <= 0:
+        return Markup("")
+    if layer.removed:
+        return svg.strip(layer.before, (), "the whole layer was removed")
+    runs = layer.kept or (((0, layer.after - 1),) if layer.after else ())
+    if layer.reason:
+        return svg.strip(layer.before, runs, f"frozen: {layer.reason}", "frozen")
+    return svg.strip(layer.before, runs, f"{layer.after} of {layer.before} kept")
+
+
+def target_ratio(report: Report, name: str) -> Markup:
+    """One target's latency ratio, with its interval and its budget."""
+    target = report.targets[name]
+    if target.ratio is None:
+        return Markup("")
+    said = f"{fmt.ratio(target.ratio)} {fmt.interval(target.ci95)}".strip()
+    title = f"latency on {name}: {said} of the original, {fmt.latency_how(target)}"
+    return svg.ratio_mark(target.ratio, target.ci95, _latency_limit(report, name), title)
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """One cell of the heat map: `heat` from 0 to 1, `chosen` where the plan's cut lies."""
+
+    text: str
+    heat: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """One group of the heat map."""
+
+    id: str
+    group: GroupSummary | None
+    cells: tuple[HeatCell, ...]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Loss per group and kept share. `top` is the loss at full heat, `unit` what it is counted in."""
+
+    shares: tuple[str, ...]
+    rows: tuple[HeatRow, ...]
+    top: str
+    unit: str
+
+
+def heat_map(report: Report) -> HeatMap | None:
+    """The sensitivities as a table of heats; None when nothing was measured.
+
+    Heat is the square root of the loss over the largest loss, so that small differences among the
+    harmless groups can still be seen.
+    """
+    losses = report.sensitivity
+    shares = sorted({share for row in losses.values() for share in row}, key=float, reverse=True)
+    known = [value for row in losses.values() for value in row.values() if value is not None]
+    if not known:
+        return None
+    metric = report.before.metric
+    scale = metric.unit_points if metric is not None else 1.0
+    top = max(max(known), 1e-12)
+    groups = {group.id: group for group in report.groups}
+    rows = tuple(
+        HeatRow(name, groups.get(name), _heat_cells(row, shares, groups.get(name), top, scale))
+        for name, row in losses.items()
+    )
+    unit = "points" if metric is not None and fmt.is_percentage(metric) else "loss"
+    return HeatMap(tuple(f"{float(share):.4g}" for share in shares), rows, _loss_text(top * scale), unit)
+
+
+def _heat_cells(
+    row: object, shares: list[str], group: GroupSummary | None, top: float, scale: float
+) -> tuple[HeatCell, ...]:
+    assert isinstance(row, dict)
+    nearest = None
+    if group is not None and 0 < group.kept < group.size:
+        nearest = min(row, key=lambda share: abs(float(share) - group.kept / group.size), default=None)
+    cells = []
+    for share in shares:
+        value = row.get(share)
+        heat = 0.0 if value is None else (max(0.0, value) / top) ** 0.5
+        text = fmt.MISSING if value is None else _loss_text(value * scale)
+        cells.append(HeatCell(text, round(heat, 3), share == nearest))
+    return tuple(cells)
+
+
+def _loss_text(value: float) -> str:
+    return "0" if abs(value) < 5e-7 else f"{value:.2g}" if abs(value) < 0.1 else f"{value:.3g}"
+
+
+def _share_text(value: float) -> str:
+    return f"{100 * value:.4g}%"
+
+
+def _fate(cycle: Cycle) -> str:
+    return "" if cycle.accepted else f" ({cycle.note or 'rolled back'})"
+
+
+def _guard_rules(guard: Guard | None, metric: MetricValue) -> tuple[svg.Rule, ...]:
+    if guard is None or guard.baseline is None:
+        return ()
+    rules = [svg.Rule("original", guard.baseline)]
+    if guard.max_drop is not None:
+        drop = guard.max_drop / metric.unit_points * (1 if metric.higher_is_better else -1)
+        rules.append(svg.Rule("guard", guard.baseline - drop, "limit"))
+    return tuple(rules)
+
+
+def _latency_limit(report: Report, name: str) -> float | None:
+    """The latency budget of a target as a ratio, when it was given as one."""
+    for budget in report.budgets:
+        left, _, right = budget.expr.replace(" ", "").partition("<=")
+        if left == "latency" and right.endswith("x") and budget.target in ("", name):
+            try:
+                return float(right[:-1])
+            except ValueError:
+                return None
+    return None
