@@ -66,7 +66,12 @@ class Cost:
     Attributes:
         node: the node.
         factors: terms and numbers whose product is the MAC count in the sample world.
-        reduced: indices into ``factors`` of the contraction axes.
+        inputs: axis of input channels or features, where there is one.
+        outputs: axis of output channels or features.
+        groups: axis (or number) of convolution groups.
+        kernel: positions of a convolution's kernel.
+        positions: output positions of one sample (pixels, tokens).
+        mask: (input, axis) where zeroing cut units has the effect of the cut, or None.
     """
 
     node: ir.Node
@@ -76,6 +81,7 @@ class Cost:
     groups: Term | int = 1
     kernel: int = 1
     positions: int = 1
+    mask: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Context:
     rewrites: list[AttributeRewrite | InputRewrite] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     reductions: list[Reduction] = field(default_factory=list)
-    node: ir.Node | None = None
+    constants: set[ir.Value] = field(default_factory=set)
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -142,6 +148,10 @@ class Context:
         array = self.constant(node, index)
         return None if array is None else [int(x) for x in np.asarray(array).reshape(-1)]
 
+    def is_constant(self, value: ir.Value) -> bool:
+        """Whether a value is a weight, or computed from weights alone."""
+        return value.is_initializer() or value in self.constants
+
     def has(self, node: ir.Node, index: int) -> bool:
         """Whether an optional input is there."""
         return index < len(node.inputs) and node.inputs[index] is not None
@@ -179,6 +189,7 @@ class Context:
         term = self.layout(value)[axis]
         if term is not None:
             self.axes.reduced(term)
+            self.axes.hint(term, "hidden")
             self.reductions.append(Reduction(node, index, axis, term))
 
     def contracts(self, node: ir.Node, index: int, axis: int) -> None:

@@ -154,6 +154,8 @@ def analyze(
 
 
 def _apply_rule(context: Context, node: ir.Node) -> None:
+    if all(v is None or context.is_constant(v) for v in node.inputs):
+        context.constants.update(node.outputs)
     if all((o.name or "") in context.world.values for o in node.outputs):
         for output in node.outputs:  # shape arithmetic: rewritten with the cut, never cut itself
             context.set(output, [None] * context.world.values[output.name or ""].ndim)
@@ -163,7 +165,6 @@ def _apply_rule(context: Context, node: ir.Node) -> None:
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         found, reason = None, f"used inside the subgraph of {node.op_type} '{node.name}'"
     if found is not None:
-        context.node = node
         try:
             found(context, node)
             return

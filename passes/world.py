@@ -34,6 +34,7 @@ class World:
         values: value name -> array, for shape arithmetic and small integer constants.
         inputs: graph input name -> the sample sizes used.
         derived: names of known values that depend on an input's size.
+        dtypes: value name -> ONNX element type.
     """
 
     def __init__(self, inputs: Mapping[str, tuple[int, ...]]) -> None:
@@ -41,6 +42,7 @@ class World:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.values: dict[str, np.ndarray[Any, Any]] = {}
         self.derived: set[str] = set()
+        self.dtypes: dict[str, int] = {}
 
     def shape(self, value: ir.Value) -> tuple[int, ...] | None:
         """Sizes of a value in the sample world, or None where they couldn't be found."""
@@ -163,6 +165,7 @@ def _infer_shapes(model: ir.Model, world: World) -> None:
     inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     for info in (*inferred.graph.value_info, *inferred.graph.output):
         tensor = info.type.tensor_type
+        world.dtypes[info.name] = tensor.elem_type
         if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
             world.shapes.setdefault(info.name, tuple(d.dim_value for d in tensor.shape.dim))
     for name, sizes in world.inputs.items():

@@ -86,6 +86,9 @@ def _finish(
         groups=groups if groups is not None else 1,
         kernel=volume(kernel),
         positions=positions,
+        mask=(0, 1) if groups is None else None,
     )
+    if outputs is not None:
+        ctx.axes.hint(outputs, "channel")
 
 

@@ -32,7 +32,7 @@ def matmul(ctx: Context, node: ir.Node) -> None:
     _hints(ctx, node, a, b, batch, la[-1], lb[-1])
     sizes = ctx.shape(node.outputs[0])
     rows = volume(sizes) // (sb[-1] or 1)
-    dense = b.is_initializer() or a.is_initializer()
+    dense = ctx.is_constant(b) or ctx.is_constant(a)
     terms: list[Term | int | None] = [*batch, la[-2], lb[-1], la[-1]]
     counts = [*_broadcast_sizes(sa[:-2], sb[:-2]), sa[-2], sb[-1], sa[-1]]
     ctx.cost(
@@ -42,7 +42,16 @@ def matmul(ctx: Context, node: ir.Node) -> None:
         inputs=la[-1] if dense else None,
         outputs=lb[-1] if dense else None,
         positions=rows,
+        mask=_mask_point(ctx, node, a, b),
     )
+
+
+def _mask_point(ctx: Context, node: ir.Node, a: ir.Value, b: ir.Value) -> tuple[int, int]:
+    """The contraction axis of the operand that is data (the first, where both are)."""
+    index, value = (1, b) if ctx.is_constant(a) else (0, a)
+    rank = len(ctx.layout(value))
+    last = (index == 0) != _flag(node, "transB" if index else "transA")
+    return index, 0 if rank == 1 else rank - 1 if last else rank - 2
 
 
 def _flag(node: ir.Node, name: str) -> bool:
@@ -73,7 +82,7 @@ def _hints(
     ctx: Context, node: ir.Node, a: ir.Value, b: ir.Value, batch: Layout, contraction: Term | None, columns: Term | None
 ) -> None:
     """A product of two activations is attention: name its heads and head dimensions."""
-    if a.is_initializer() or b.is_initializer():
+    if ctx.is_constant(a) or ctx.is_constant(b):
         return
     for index, (value, transposed) in enumerate(((a, _flag(node, "transA")), (b, not _flag(node, "transB")))):
         rank = len(ctx.layout(value))
@@ -107,7 +116,15 @@ def gemm(ctx: Context, node: ir.Node) -> None:
             if sc[axis] > 1:
                 ctx.tie(layout[axis], lc[axis])
     ctx.set(node.outputs[0], layout)
-    ctx.cost(node, (la[0], lb[1], la[1]), (sa[0], sb[1], sa[1]), inputs=la[1], outputs=lb[1], positions=sa[0])
+    ctx.cost(
+        node,
+        (la[0], lb[1], la[1]),
+        (sa[0], sb[1], sa[1]),
+        inputs=la[1],
+        outputs=lb[1],
+        positions=sa[0],
+        mask=(0, 0 if _flag(node, "transA") else 1),
+    )
 
 
 @rule("Einsum")

@@ -267,6 +267,9 @@ def expand(ctx: Context, node: ir.Node) -> None:
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
         if old == 1 and new > 1 and static and axis > 0:
             layout[axis] = ctx.axes.atom(new)
+            repeated = layout[axis - 1]
+            if repeated is not None:  # grouped-query attention: key and value heads serve several query heads
+                ctx.axes.hint(repeated, "kv_head")
     ctx.set(output, layout)
     if not any(t is not None for t in layout):
         return
