@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -21,9 +22,11 @@ def metric_by_cycle(report: Report) -> Markup:
         said = f"cycle {cycle.n}, {what}: {fmt.metric_value(value, metric)}{_fate(cycle)}"
         return svg.Mark(cycle.n, value, said, not cycle.accepted)
 
+    baseline = report.guard.baseline if report.guard is not None else None
+    start = svg.Mark(0, baseline, f"original: {fmt.metric_value(baseline, metric)}")
     cut = tuple(mark(c, "after the cut", c.metric_pruned) for c in report.cycles)
     healed = tuple(mark(c, "healed", c.metric_healed) for c in report.cycles)
-    series = (svg.Series("after the cut", "s-cut", cut), svg.Series("healed", "s-after", healed))
+    series = (svg.Series("after the cut", "s-cut", cut), svg.Series("healed", "s-after", (start, *healed)))
     label = fmt.metric_label(metric)
     title = f"{label} on the validation split per cycle, after the cut and after healing"
     show = _share_text if fmt.is_percentage(metric) else "{:.4g}".format
@@ -32,18 +35,18 @@ def metric_by_cycle(report: Report) -> Markup:
 
 def share_by_cycle(report: Report) -> Markup:
     """MACs and latency left after each cycle, as a share of the original's."""
-    macs = tuple(
-        svg.Mark(c.n, c.macs, f"cycle {c.n}: {c.macs:.1%} of the MACs{_fate(c)}", not c.accepted)
-        for c in report.cycles
-    )
-    latency = tuple(
-        svg.Mark(c.n, c.latency, f"cycle {c.n}: {c.latency:.1%} of the latency{_fate(c)}", not c.accepted)
-        for c in report.cycles
-        if c.latency is not None
-    )
-    series = (svg.Series("MACs", "s-after", macs), svg.Series("latency", "s-latency", latency))
+    start = svg.Mark(0, 1.0, "original: 100%")
+
+    def mark(cycle: Cycle, what: str, value: float | None) -> svg.Mark:
+        said = "" if value is None else f"cycle {cycle.n}: {value:.1%} of the {what}{_fate(cycle)}"
+        return svg.Mark(cycle.n, value, said, not cycle.accepted)
+
+    series = [svg.Series("MACs", "s-after", (start, *(mark(c, "MACs", c.macs) for c in report.cycles)))]
+    if any(c.latency is not None for c in report.cycles):
+        latency = (start, *(mark(c, "latency", c.latency) for c in report.cycles))
+        series.append(svg.Series("latency", "s-latency", latency))
     title = "Share of the original's MACs and latency that is left after each cycle"
-    return svg.line_chart(svg.Chart(title, series, "cycle", _share_text, zero=True))
+    return svg.line_chart(svg.Chart(title, tuple(series), "cycle", _share_text, zero=True))
 
 
 def loss_curve(healing: Healing) -> Markup:
@@ -127,13 +130,18 @@ def heat_map(report: Report) -> HeatMap | None:
         for name, row in losses.items()
     )
     unit = "points" if metric is not None and fmt.is_percentage(metric) else "loss"
-    return HeatMap(tuple(f"{float(share):.4g}" for share in shares), rows, _loss_text(top * scale), unit)
+    return HeatMap(
+        tuple(f"{float(share):.4g}" for share in shares), rows, _loss_text(top * scale, top * scale), unit
+    )
 
 
 def _heat_cells(
-    row: object, shares: list[str], group: GroupSummary | None, top: float, scale: float
+    row: Mapping[str, float | None],
+    shares: list[str],
+    group: GroupSummary | None,
+    top: float,
+    scale: float,
 ) -> tuple[HeatCell, ...]:
-    assert isinstance(row, dict)
     nearest = None
     if group is not None and 0 < group.kept < group.size:
         nearest = min(row, key=lambda share: abs(float(share) - group.kept / group.size), default=None)
@@ -141,13 +149,16 @@ def _heat_cells(
     for share in shares:
         value = row.get(share)
         heat = 0.0 if value is None else (max(0.0, value) / top) ** 0.5
-        text = fmt.MISSING if value is None else _loss_text(value * scale)
+        text = fmt.MISSING if value is None else _loss_text(value * scale, top * scale)
         cells.append(HeatCell(text, round(heat, 3), share == nearest))
     return tuple(cells)
 
 
-def _loss_text(value: float) -> str:
-    return "0" if abs(value) < 5e-7 else f"{value:.2g}" if abs(value) < 0.1 else f"{value:.3g}"
+def _loss_text(value: float, top: float) -> str:
+    """Two decimals where the largest loss is worth them, two significant digits otherwise."""
+    if top < 0.5:
+        return f"{value:.2g}" if abs(value) >= 5e-7 else "0"
+    return f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def _share_text(value: float) -> str:
@@ -164,7 +175,7 @@ def _guard_rules(guard: Guard | None, metric: MetricValue) -> tuple[svg.Rule, ..
     rules = [svg.Rule("original", guard.baseline)]
     if guard.max_drop is not None:
         drop = guard.max_drop / metric.unit_points * (1 if metric.higher_is_better else -1)
-        rules.append(svg.Rule("guard", guard.baseline - drop, "limit"))
+        rules.append(svg.Rule("guard", guard.baseline - drop, "limit", below=True))
     return tuple(rules)
 
 

@@ -141,8 +141,9 @@ def guard_text(guard: Guard) -> str:
     """The accuracy guard and what became of it."""
     if guard.max_drop is None:
         return "no guard"
+    limit = f"at most {guard.max_drop:g} point{'' if guard.max_drop == 1 else 's'} lost"
     if guard.drop is None:
-        return f"at most {guard.max_drop:g} points lost"
+        return limit
     verb = (
         f"lost {guard.drop:.2f}"
         if guard.drop > 0
@@ -150,7 +151,7 @@ def guard_text(guard: Guard) -> str:
         if guard.drop
         else "lost 0"
     )
-    return f"at most {guard.max_drop:g} points lost; {verb} on the {guard.split} split"
+    return f"{limit}; {verb} on the {guard.split} split"
 
 
 def _fewer(before: float, after: float) -> str:

@@ -20,13 +20,14 @@ LONG = 40  # rows after which a table scrolls in its own window on the screen
 def render(report: Report) -> str:
     """The whole page."""
     page = _environment().get_template("page.html")
-    return page.render(
+    text = page.render(
         r=report,
         style=Markup(_source("style.css")),
         heat=charts.heat_map(report),
         widest=max((layer.macs_before for layer in report.layers), default=0),
         slowest=max((s for name, s in report.timings.items() if name != "total"), default=0.0),
     )
+    return text + "\n"
 
 
 def write_html(report: Report, path: Path) -> None:

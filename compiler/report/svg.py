@@ -7,12 +7,13 @@ report: values go in, markup comes out, and every text is escaped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
 Value = str | int | float
+FINE = 64  # spans in a strip
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Rule:
-    """A horizontal reference line."""
+    """A horizontal reference line; its label stands above it, or `below`."""
 
     label: str
     y: float
     css: str = "rule"
+    below: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,27 +113,50 @@ def line_chart(chart: Chart) -> Markup:
     parts = [tag("title", chart.title), *_axes(frame)]
     left, right, _, _ = frame.box
     for rule in chart.rules:
-        parts.append(tag("line", x1=left, x2=right, y1=frame.up(rule.y), y2=frame.up(rule.y), class_=rule.css))
-        parts.append(_label(rule.label, right - 4, frame.up(rule.y) - 5, "end", "note"))
+        parts.append(
+            tag("line", x1=left, x2=right, y1=frame.up(rule.y), y2=frame.up(rule.y), class_=rule.css)
+        )
+        shift = 13 if rule.below else -5
+        parts.append(_label(rule.label, left + 4, frame.up(rule.y) + shift, "start", "note"))
     parts += [_line(series, frame) for series in chart.series]
     return _root(*chart.size, parts, "chart")
 
 
-def strip(size: int, kept: Iterable[tuple[int, int]], title: str, css: str = "") -> Markup:
+def strip(size: int, kept: Sequence[tuple[int, int]], title: str, css: str = "") -> Markup:
     """One layer's units side by side: filled where they stay, bare where they went.
 
     Args:
         size: number of units before the cut.
-        kept: runs of indices that stay, (first, last) inclusive.
+        kept: runs of indices that stay, (first, last) inclusive, ascending.
         title: said to readers who don't see it, and as a tooltip.
         css: further classes.
     """
     parts = [tag("title", title), tag("rect", x=0, y=0, width=size, height=1, class_="gone")]
-    parts += [
-        tag("rect", x=first, y=0, width=last - first + 1, height=1, class_="kept") for first, last in kept
-    ]
+    for level, spans in _shades(size, kept).items():
+        path = "".join(f"M{_number(x)} 0h{_number(width)}v1h-{_number(width)}z" for x, width in spans)
+        parts.append(tag("path", d=path, class_="kept", fill_opacity=None if level == 1 else level))
     attributes = {"viewBox": f"0 0 {size} 1", "preserveAspectRatio": "none"}
     return tag("svg", *parts, role="img", class_=f"strip {css}".strip(), **attributes)
+
+
+def _shades(size: int, kept: Sequence[tuple[int, int]]) -> dict[float, list[tuple[float, float]]]:
+    """Opacity -> (x, width) of the spans to fill.
+
+    Up to `FINE` runs are drawn as they are. More would be finer than the screen and make a big file:
+    then each of `FINE` bins is filled by the share of its units that stay, in quarters.
+    """
+    if len(kept) <= FINE:
+        return {1.0: [(first, last - first + 1) for first, last in kept]}
+    counts = [0.0] * FINE
+    for first, last in kept:
+        for unit in range(first, last + 1):
+            counts[unit * FINE // size] += FINE / size
+    spans: dict[float, list[tuple[float, float]]] = {}
+    for i, share in enumerate(counts):
+        level = min(4, math.ceil(4 * share - 0.5)) / 4
+        if level:
+            spans.setdefault(level, []).append((i * size / FINE, size / FINE))
+    return spans
 
 
 def ratio_mark(ratio: float, ci95: tuple[float, float] | None, limit: float | None, title: str) -> Markup:
@@ -154,16 +179,16 @@ def ratio_mark(ratio: float, ci95: tuple[float, float] | None, limit: float | No
 
 
 def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
-    """At most `most` round values between low and high."""
+    """Round values between low and high, at most `most` steps apart."""
     step = 10 ** math.floor(math.log10((high - low) / most))
     for factor in (1, 2, 5, 10, 20):
-        if (high - low) / (step * factor) <= most - 1:
+        if (high - low) / (step * factor) <= most:
             step *= factor
             break
     if whole:
         step = max(1, round(step))
     first = math.ceil(low / step - 1e-9)
-    found = [round((first + i) * step, 12) for i in range(most + 1)]
+    found = [round((first + i) * step, 12) for i in range(most + 2)]
     return [value for value in found if value <= high + step * 1e-9]
 
 
@@ -171,7 +196,7 @@ def _axes(frame: _Frame) -> list[Markup]:
     """Grid lines with their values, the x axis with its name."""
     left, right, _, bottom = frame.box
     parts = []
-    for value in ticks(*frame.y, 5):
+    for value in ticks(*frame.y, 6):
         at = frame.up(value)
         parts.append(tag("line", x1=left, x2=right, y1=at, y2=at, class_="grid"))
         parts.append(_label(frame.chart.show(value), left - 8, at + 4, "end"))

@@ -76,7 +76,7 @@ def _metric_rows(table: Table, before: Figures, after: Figures) -> None:
         _row(table, "accuracy", fmt.MISSING, fmt.MISSING, fmt.MISSING, "not measured")
         return
     values = (fmt.metric_value(one.value, one), fmt.metric_value(two.value, two))
-    where = f"{two.split}, {two.samples} samples"
+    where = f"{two.split}, n={two.samples}"
     _row(table, fmt.metric_label(two), *values, fmt.points(one.value, two.value, two), where)
     if one.ci95 or two.ci95:
         intervals = (fmt.metric_interval(one), fmt.metric_interval(two))
@@ -123,7 +123,7 @@ def _facts(report: Report) -> list[tuple[str, str, str]]:
     facts += [
         (name, target.unavailable, _BAD) for name, target in report.targets.items() if target.unavailable
     ]
-    if report.data is not None and report.data.note:
+    if report.data is not None and report.data.synthetic and report.data.note:
         facts.append(("data", report.data.note, "yellow"))
     facts += [("warning", warning, "yellow") for warning in report.warnings]
     facts += [("note", note, "") for note in report.notes]
@@ -139,7 +139,7 @@ def proof_lines(verification: Verification) -> list[tuple[str, str]]:
         if check is None or not check.groups:
             continue
         error = "" if check.max_abs_error is None else f", largest difference {check.max_abs_error:.2g}"
-        word = "equal the masked original" if check.passed else "DIFFER from the masked original"
+        word = "agree with the masked original" if check.passed else "DIFFER from the masked original"
         groups = f"{check.groups} {label} group{'' if check.groups == 1 else 's'}"
         lines.append((f"{groups} {word}{error}", _GOOD if check.passed else _BAD))
     failed = [run.file for run in verification.runs if not run.passed]
