@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -135,6 +135,15 @@ def bootstrap(
     return float(low), float(high)
 
 
+def hit_row(name: str, hits: NDArray[np.bool_], before: NDArray[np.bool_] | None = None) -> dict[str, object]:
+    """A share of hits for the table, in percent with its interval; and its paired change against `before`."""
+    row: dict[str, object] = {name: 100 * float(hits.mean()), "95% interval": span(wilson(hits), ".1f", 100)}
+    if before is not None:
+        change, interval = paired_change(before, hits)
+        row |= {"change": f"{change:+.2f}", "of it, 95%": span(interval, "+.2f")}
+    return row
+
+
 # ------------------------------------------------------------------------------------------- writing
 
 
@@ -195,6 +204,36 @@ def latency(target: Mapping[str, Any]) -> dict[str, object]:
         "ratio, 95%": span(target["ci95"]),
         "got by": target.get("latency_how") or target["verified"],
     }
+
+
+def result_rows(
+    done: Compiled, dense: Mapping[str, object], judge: Callable[[Path], Mapping[str, object]]
+) -> list[dict[str, object]]:
+    """The dense model, the healed graph, and the graph for every target, one row each.
+
+    Args:
+        done: the finished run.
+        dense: what was found out about the original.
+        judge: the same for any other graph.
+    """
+    report = done.report
+    rows = [
+        {"model": "dense", **size(report["before"]), **dense},
+        {"model": "healed", **size(report["after"]), **judge(done.graph())},
+    ]
+    for name, target in report["targets"].items():
+        row = {"model": f"for {name}, {target['precision']}", **size(report["after"]), **latency(target)}
+        rows.append({**row, **judge(done.graph(name))})
+    return rows
+
+
+def publish(
+    path: Path, title: str, done: Compiled, rows: Sequence[Mapping[str, object]], started: float
+) -> None:
+    """Prints the rows and the stations of the line, and writes both as JSON together with report.json."""
+    print(f"\n{title}; status: {done.report['status']}\n\n{table(rows)}\n\n{table(stations(done.report))}")
+    payload = {"title": title, "rows": rows, "stations": stations(done.report), "seconds": done.seconds}
+    write_json(path, {**payload, "report": done.report}, started)
 
 
 def provenance(started: float) -> dict[str, object]:
