@@ -1,0 +1,1 @@
+"""Hardware: targets, latency, measuring and emission. Never imports ``condensec.passes``."""
