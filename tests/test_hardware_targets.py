@@ -148,7 +148,7 @@ def test_plugins_are_found_and_broken_ones_are_told(monkeypatch: pytest.MonkeyPa
     target._discover.cache_clear()
     try:
         assert target.get("my-board").grid == 8
-        with pytest.raises(ConfigError, match="plugin bad .*ZeroDivisionError"):
+        with pytest.raises(ConfigError, match=r"plugin bad .*ZeroDivisionError"):
             target.get("nothing-like-it")
     finally:
         target._discover.cache_clear()

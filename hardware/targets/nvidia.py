@@ -12,7 +12,7 @@ _HARD = {
     "int8": {"conv": 32, "depthwise": 32, "matmul": 32},
 }
 _NOTES = (
-    "latency from a tile-and-wave model, good for ordering only: efficiency 0.8 and 3 us a launch are guesses",
+    "latency from a tile-and-wave model, good for ordering only: efficiency and launch time are guesses",
 )
 
 
