@@ -39,16 +39,16 @@ setup: $(DEV)/.stamp ## .venv with condensec (editable) and the developer's tool
 
 $(DEV)/.stamp: pyproject.toml
 	$(call venv,$(DEV))
-	$(DEV)/bin/python -m pip install --quiet --editable '.[dev]'
+	$(DEV)/bin/python -m pip install -qq --editable '.[dev]'
 	touch $@
 
 test: debian ## build the wheel, install it in an environment of its own, run the tests against it
 	$(call venv,$(WHEEL_ENV))
 	rm -rf build dist
-	$(WHEEL_ENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(WHEEL_ENV)/bin/python -m pip wheel -qq --no-deps --wheel-dir dist .
 	rm -rf build
-	$(WHEEL_ENV)/bin/python -m pip install --quiet "$$(echo dist/condensec-*.whl)[dev]"
-	$(WHEEL_ENV)/bin/python -m pip install --quiet --no-deps --force-reinstall dist/condensec-*.whl
+	$(WHEEL_ENV)/bin/python -m pip install -qq "$$(echo dist/condensec-*.whl)[dev]"
+	$(WHEEL_ENV)/bin/python -m pip install -qq --no-deps --force-reinstall dist/condensec-*.whl
 	$(WHEEL_ENV)/bin/pytest $(ARGS)
 
 # Debian packages the tests use. Where they can't be installed, the tests that need one skip and name it.
@@ -83,9 +83,9 @@ demo: $(DEMO_ENV)/.stamp ## a trained model made faster by one command, checked 
 $(DEMO_ENV)/.stamp: pyproject.toml examples/requirements.txt $(shell find compiler passes hardware -type f -not -name '*.pyc')
 	$(call venv,$(DEMO_ENV))
 	rm -rf build
-	$(DEMO_ENV)/bin/python -m pip install --quiet . --requirement examples/requirements.txt
+	$(DEMO_ENV)/bin/python -m pip install -qq . --requirement examples/requirements.txt
 	rm -rf build
-	$(DEMO_ENV)/bin/python -m pip install --quiet --no-deps rapidocr-onnxruntime==1.4.4
+	$(DEMO_ENV)/bin/python -m pip install -qq --no-deps rapidocr-onnxruntime==1.4.4
 	touch $@
 
 bench-%: $(DEMO_ENV)/.stamp ## run benchmarks/%.py (dashes for underscores), e.g. bench-import-time
@@ -102,7 +102,7 @@ docs: $(DOCS_ENV)/.stamp ## the documentation as a site in site/; any warning is
 
 $(DOCS_ENV)/.stamp: Makefile
 	$(call venv,$(DOCS_ENV))
-	$(DOCS_ENV)/bin/python -m pip install --quiet 'mkdocs-material>=9.5,<10'
+	$(DOCS_ENV)/bin/python -m pip install -qq 'mkdocs-material>=9.5,<10'
 	touch $@
 
 clean: ## remove everything made here
