@@ -96,3 +96,30 @@ def test_masked_original_equals_the_cut_by_hand(disguise: bool, tmp_path: Path) 
 def test_masking_names_an_unknown_weight(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="nowhere"):
         masked.masked(save(residual_cnn(), tmp_path), {"slices": {"nowhere": {"0": [0]}}})
+
+
+def _scores(paths: list[list[int]], classes: int) -> np.ndarray:
+    return np.eye(classes, dtype=np.float32)[np.array(paths)]
+
+
+def test_greedy_decoding_drops_repeats_blanks_and_outer_spaces() -> None:
+    ppocr = _load("ppocr_metric")
+    alphabet = ppocr.characters("a\nb")
+    assert alphabet == ["", "a", "b", " "]
+    wanted = ppocr.encode(["ab a", "aab", "b"], alphabet, 5)
+    assert wanted.tolist() == [[1, 2, 3, 1, 0], [1, 1, 2, 0, 0], [2, 0, 0, 0, 0]]
+    # "ab a" behind a space; "a-ab" needs the blank between the two a; a wrong reading of "b"
+    scores = _scores([[3, 1, 1, 2, 3, 1], [1, 0, 1, 1, 2, 2], [0, 1, 1, 0, 0, 0]], 4)
+    assert ppocr.hits(scores, wanted).tolist() == [True, True, False]
+    assert ppocr.exact_match({"y": scores}, type("S", (), {"labels": wanted})()).tolist() == [1, 1, 0]
+    with pytest.raises(KeyError):
+        ppocr.encode(["c"], alphabet, 5)
+
+
+def test_spearman_shares_the_ranks_of_ties() -> None:
+    stsb = _load("minilm_stsb")
+    assert stsb.ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0, 2.5, 1]
+    a = np.array([1.0, 2, 3, 4, 5])
+    assert stsb.spearman(a, np.exp(a)) == pytest.approx(1)
+    assert stsb.spearman(a, -a) == pytest.approx(-1)
+    assert stsb.spearman(a, np.array([2.0, 1, 4, 3, 5])) == pytest.approx(0.8)
