@@ -1,0 +1,168 @@
+"""The values that carry samples through the line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: of the value.
+        dtype: numpy dtype.
+        shape: int = fixed, str = named dynamic, None = unnamed dynamic.
+        rank_known: False if the model states no shape at all (then ``shape`` is empty).
+        bound: for integer inputs that are indices into a table: its number of rows.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...]
+    rank_known: bool = True
+    bound: int | None = None
+
+    def __str__(self) -> str:
+        dims = ",".join("?" if d is None else str(d) for d in self.shape) if self.rank_known else "..."
+        return f"{self.name}: {self.dtype}[{dims}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The interface of a model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def classes(self) -> int | None:
+        """C, if the first output is ``[N, C]`` (or ``[N, C, 1, 1]``) with a fixed C > 1."""
+        if not self.outputs:
+            return None
+        shape = self.outputs[0].shape
+        if len(shape) < 2 or any(d != 1 for d in shape[2:]):
+            return None
+        return shape[1] if isinstance(shape[1], int) and shape[1] > 1 else None
+
+
+class Rows(Mapping[str, Array]):
+    """Some rows of some arrays; copied when an array is asked for, not before.
+
+    Args:
+        base: the whole arrays.
+        index: which rows, in order.
+    """
+
+    def __init__(self, base: Mapping[str, Array], index: Index) -> None:
+        self._base, self._index = base, index
+        self._copies: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._copies:
+            self._copies[name] = take(self._base[name], self._index)
+        return self._copies[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._base)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def rows(self, index: Index) -> Rows:
+        """Rows of these rows, taken from the whole arrays."""
+        return Rows(self._base, self._index[index])
+
+
+def take(array: Array, index: Index) -> Array:
+    """Rows of an array: a view if they're consecutive, a copy otherwise."""
+    if len(index) and index[-1] - index[0] == len(index) - 1 and np.all(np.diff(index) == 1):
+        return array[int(index[0]) : int(index[-1]) + 1]
+    return array[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples for one model. Axis 0 of every array is the sample axis.
+
+    Attributes:
+        inputs: arrays by graph-input name.
+        labels: one entry a sample (class numbers, or whatever a metric of the user's takes), or None.
+        outputs: arrays by graph-output name, given with the data (targets or a teacher's answers), or None.
+        synthetic: made up, so no accuracy can be measured on them.
+        source: where they come from, for the report.
+        extras: further arrays of the file with one row a sample; only a metric of the user's sees them.
+        notes: what was done to the data on the way (conversions, samples left out), for the report.
+    """
+
+    inputs: Mapping[str, Array]
+    labels: Array | None = None
+    outputs: Mapping[str, Array] | None = None
+    synthetic: bool = False
+    source: str = "arrays"
+    extras: Mapping[str, Array] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    count: int = -1  # number of samples; filled in
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            object.__setattr__(self, "count", len(next(iter(self.inputs.values()))))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def subset(self, indices: Sequence[int] | Index) -> Samples:
+        """Some samples, in the given order. Nothing is copied before it's asked for (labels are)."""
+        index = np.asarray(indices, np.int64)
+        return replace(
+            self,
+            inputs=_rows(self.inputs, index),
+            labels=None if self.labels is None else self.labels[index],
+            outputs=None if self.outputs is None else _rows(self.outputs, index),
+            extras=_rows(self.extras, index),
+            count=len(index),
+        )
+
+    def first(self, count: int) -> Samples:
+        """The first ``count`` samples (all, if there are fewer)."""
+        return self if count >= len(self) else self.subset(np.arange(count))
+
+    def batches(self, size: int) -> Iterator[Samples]:
+        """Consecutive samples, ``size`` at a time; the last batch may be smaller."""
+        for start in range(0, len(self), max(1, size)):
+            yield self.subset(np.arange(start, min(start + max(1, size), len(self))))
+
+    def shuffled(self, seed: int) -> Samples:
+        """The same samples in another order."""
+        return self.subset(np.random.default_rng(seed).permutation(len(self)))
+
+
+def _rows(arrays: Mapping[str, Array], index: Index) -> Rows:
+    return arrays.rows(index) if isinstance(arrays, Rows) else Rows(arrays, index)
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Samples kept apart (see `condensec.data.split`).
+
+    Attributes:
+        calibration: closed-form repair, sensitivity, quantization ranges.
+        train: gradient healing.
+        validation: the accuracy guard and early stop.
+        test: the report's last line; nothing else sees them.
+        note: empty, or what a reader has to know (e.g. too few samples to keep apart).
+    """
+
+    calibration: Samples
+    train: Samples
+    validation: Samples
+    test: Samples
+    note: str = ""
