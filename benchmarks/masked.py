@@ -29,6 +29,12 @@ def masked(model: Path, plan: Mapping[str, Any]) -> onnx.ModelProto:
     for node in graph.graph.node:
         if node.op_type == "Constant":
             weights[node.output[0]] = node.attribute[0].t
+    for copy, split in plan.get("splits", {}).items():  # one weight, users that are cut differently
+        user = next(n for n in graph.graph.node if n.output and n.output[0] == split["output"])
+        user.input[split["input"]] = copy
+        weights[copy] = graph.graph.initializer.add()
+        weights[copy].CopyFrom(weights[split["of"]])
+        weights[copy].name = copy
     variances = {n.input[4] for n in graph.graph.node if n.op_type == "BatchNormalization"}
     for name, axes in plan["slices"].items():
         array = numpy_helper.to_array(weights[name]).copy()
