@@ -1,0 +1,148 @@
+"""Which constants of a graph are weights to train, and which can't be, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from condensec.healing.graph import Graph, Node, reads
+
+# What onnxruntime-training 1.19.2 has a CPU gradient for; each was checked against finite differences.
+DIFFERENTIABLE = frozenset(
+    "Abs Add AveragePool Cast Clip Concat Conv Cos Div Erf Exp Expand Flatten Gather GatherElements GatherND "
+    "Gelu Gemm GlobalAveragePool Identity LayerNormalization LeakyRelu Log LogSoftmax MatMul Max MaxPool Min "
+    "Mul Neg Pad Pow Reciprocal ReduceL2 ReduceLogSumExp ReduceMean ReduceSum Relu Reshape ScatterElements "
+    "ScatterND Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Trilu Unsqueeze Where "
+    "com.microsoft.QuickGelu".split()
+)
+# Inputs that are settings or statistics, not weights: operator -> positions.
+_SETTINGS = {
+    "BatchNormalization": (3, 4),
+    "Resize": (1, 2, 3),
+    "Upsample": (1,),
+    "Clip": (1, 2),
+    "Pad": (1, 2, 3),
+    "Pow": (1,),
+    "Dropout": (1, 2),
+    "Where": (0,),
+    "OneHot": (1, 2),
+    "Range": (0, 1, 2),
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "Expand": (1,),
+}
+# Parameters even where they have a single element.
+_PARAMETERS = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "BatchNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "PRelu": (1,),
+}
+_MASK = 1e4  # constants this large are attention masks, not weights
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The weights of a graph, sorted into those that train and those that don't.
+
+    Attributes:
+        trained: names, in graph order.
+        frozen: (name, reason) of weights that stay as they are.
+    """
+
+    trained: tuple[str, ...]
+    frozen: tuple[tuple[str, str], ...]
+
+
+def candidates(graph: Graph, weights: frozenset[str]) -> list[str]:
+    """Constants that are weights by the place they are used in, in graph order.
+
+    Args:
+        graph: as read, before any rewriting.
+        weights: the file's own float constants of more than one element.
+    """
+    found: dict[str, None] = {}
+    barred: set[str] = set()
+    for proto in graph.nodes:
+        node = Node(proto)
+        for position, name in enumerate(node.inputs):
+            value = graph.constants.get(name)
+            if value is None or value.dtype != np.float32:
+                continue
+            if position in _SETTINGS.get(node.op, ()):
+                barred.add(name)
+            elif name in weights or position in _PARAMETERS.get(node.op, ()):
+                found[name] = None
+    return [n for n in found if n not in barred and _is_weight(graph.constants[n])]
+
+
+def _is_weight(value: np.ndarray) -> bool:
+    return value.size > 0 and bool(np.isfinite(value).all()) and float(np.abs(value).max()) < _MASK
+
+
+def blocked(graph: Graph, refused: dict[str, str]) -> dict[str, str]:
+    """First output of each node no gradient passes through -> reason. After legalization."""
+    found = {}
+    for proto in graph.nodes:
+        node = Node(proto)
+        differentiable = any(name and graph.is_float(name) for name in node.outputs)
+        if not differentiable or node.op in DIFFERENTIABLE:
+            continue
+        found[node.outputs[0]] = refused.get(node.outputs[0], f"{node.op} has no gradient")
+    return found
+
+
+def stop_gradients(graph: Graph, barriers: dict[str, str], wanted: list[str]) -> None:
+    """Put a stop in front of each barrier: a Sum of one value, which the worker gives a zero gradient."""
+    depends = _depending_on(graph, wanted)
+    nodes: list[onnx.NodeProto] = []
+    for proto in graph.nodes:
+        if proto.output[0] in barriers:
+            for i, name in enumerate(proto.input):
+                if name in depends and graph.is_float(name):
+                    stopped = graph.fresh("stop")
+                    nodes.append(helper.make_node("Sum", [name], [stopped], stopped))
+                    graph.shapes[stopped], graph.types[stopped] = graph.shape(name) or (), graph.type(name)
+                    proto.input[i] = stopped
+        nodes.append(proto)
+    graph.nodes = nodes
+
+
+def select(graph: Graph, wanted: list[str], barriers: dict[str, str], losses: list[str]) -> Selection:
+    """Sort the candidates: a weight trains if a gradient reaches it from a loss.
+
+    Args:
+        graph: legalized, with the losses in it.
+        wanted: candidate names.
+        barriers: from `blocked`.
+        losses: names of the values the gradient starts from.
+    """
+    reached, seen = set(losses), set(losses)
+    why: dict[str, str] = {}
+    for proto in reversed(graph.nodes):
+        if seen.intersection(proto.output):
+            inputs = set(reads(proto))
+            seen.update(inputs)
+            barrier = barriers.get(proto.output[0])
+            if reached.intersection(proto.output) and barrier is None:
+                reached.update(inputs)
+            else:
+                reason = barrier or next((why[o] for o in proto.output if o in why), "")
+                why.update({name: reason for name in inputs if name not in why})
+    frozen = [(n, why.get(n) or "nothing that is compared depends on it") for n in wanted if n not in reached]
+    return Selection(tuple(n for n in wanted if n in reached), tuple(frozen))
+
+
+def _depending_on(graph: Graph, names: list[str]) -> set[str]:
+    found = set(names)
+    for proto in graph.nodes:
+        if found.intersection(reads(proto)):
+            found.update(name for name in proto.output if name)
+    return found
