@@ -300,6 +300,6 @@ def arguments(description: str, *, name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("build/benchmarks") / name, metavar="DIR")
+    parser.add_argument("-o", "--output", type=Path, default=Path(".cache/benchmarks") / name, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     return parser
