@@ -1,0 +1,343 @@
+"""Config: every setting of a run, from flags or condensec.toml, validated once, at the edge.
+
+    config = configure(model="m.onnx", target=["host"], budget=["latency<=0.5x"], data="d.npz")
+
+Precedence: flags, then condensec.toml, then the defaults, which are:
+
+    target    host
+    budget    macs<=0.75x, a cautious goal (not a requirement: missing it isn't an error), unless --keep
+    max-drop  1 point
+    step      0.1
+    heal      auto: closed form, then at most 2 minutes by gradient; without data closed form only
+    jobs      the cores this process may use
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from condensec.errors import ConfigError
+from condensec.specs import (
+    DEFAULT_PATTERNS,
+    Budget,
+    Heal,
+    parse_budget,
+    parse_heal,
+    parse_patterns,
+    parse_shape,
+)
+from condensec.toml_file import read_toml, write_toml
+
+DEFAULT_BUDGET = "macs<=0.75x"
+DEFAULT_MAX_DROP = 1.0  # points
+QUANTIZATIONS = ("none", "int8", "fp16", "auto")
+_NO_SCALE = ("mse", "kl")  # metrics whose points have no natural size
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run.
+
+    Attributes:
+        model: the ONNX file.
+        output: the folder written.
+        targets: names, in the user's order.
+        budgets: all have to be met. Empty with ``keep``.
+        budget_is_default: the user gave none; missing it is no failure.
+        keep: share of every group's units that stays, in place of a budget.
+        align: overrides the targets' alignment; 1 = any count.
+        max_drop: points of the metric that may be lost; infinite = no guard.
+        data: path or ``module:callable`` (from Python also arrays, samples or a callable); None = data-free.
+        val: held-out samples, like ``data``.
+        metric: name, ``module:callable`` or a callable; None = chosen by the data.
+        step: share of the remaining units cut per cycle, in (0, 1].
+        heal: how the cut model learns again.
+        patterns: what may be cut.
+        quantize: ``none``, ``int8``, ``fp16`` or ``auto``.
+        criterion: importance criterion.
+        freeze: regular expression; nodes and weights whose names match are left alone.
+        input_shapes: shapes for made-up inputs, by input name, batch included.
+        seed, jobs: of all random choices; threads.
+        resume, dry_run: go on from the last checkpoint; plan only.
+        command: the command line, for the report.
+    """
+
+    model: Path
+    output: Path
+    targets: tuple[str, ...] = ("host",)
+    budgets: tuple[Budget, ...] = ()
+    budget_is_default: bool = False
+    keep: float | None = None
+    align: int | None = None
+    max_drop: float = DEFAULT_MAX_DROP
+    data: Any = None
+    val: Any = None
+    metric: Any = None
+    step: float = 0.1
+    heal: Heal = field(default_factory=lambda: parse_heal("auto"))
+    patterns: tuple[str, ...] = DEFAULT_PATTERNS
+    quantize: str = "none"
+    criterion: str = "magnitude"
+    freeze: str | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+    jobs: int = 1
+    resume: bool = False
+    dry_run: bool = False
+    command: str = ""
+
+    def to_toml(self) -> str:
+        """condensec.toml with everything resolved: ``--config`` of it repeats the run.
+
+        What only Python can hold (arrays, callables) is left out; a comment says so.
+        """
+        values: dict[str, Any] = {
+            "model": os.path.abspath(self.model),
+            "output": os.path.abspath(self.output),
+            "target": list(self.targets),
+            "budget": [] if self.budget_is_default else [str(b) for b in self.budgets],
+            "keep": self.keep,
+            "align": self.align,
+            "max-drop": self.max_drop,
+            "data": _absolute(self.data),
+            "val": _absolute(self.val),
+            "metric": self.metric,
+            "step": self.step,
+            "heal": str(self.heal),
+            "patterns": ",".join(self.patterns),
+            "quantize": self.quantize,
+            "criterion": self.criterion,
+            "freeze": self.freeze,
+            "seed": self.seed,
+            "jobs": self.jobs,
+            "shape": {name: list(dims) for name, dims in self.input_shapes.items()},
+        }
+        lost = [k for k in ("data", "val", "metric") if not isinstance(values[k], str | Path | None)]
+        for key in lost:
+            values[key] = None
+        kept = {k: v for k, v in values.items() if v is not None and v not in ({}, [])}
+        comment = f"# given from Python, not repeatable from here: {', '.join(lost)}\n" if lost else ""
+        return comment + write_toml(kept)
+
+
+def configure(*, config: str | Path | None = None, command: str = "", **options: Any) -> Config:
+    """Make the `Config` of a run from options named like the flags (``max_drop`` for ``--max-drop``).
+
+    Options that are None weren't given. A condensec.toml (``config``) fills the gaps.
+
+    Raises:
+        ConfigError: a value that can't be, or an unknown option; says what is allowed.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    unknown = [name for name in given if name not in _KEYS]
+    if unknown:
+        raise ConfigError(f"unknown option '{unknown[0]}'", hint=_near_key(unknown[0]))
+    if config is not None:
+        given = {**_from_file(Path(config), given), **given}
+    if "model" not in given:
+        raise ConfigError("no model given", hint="condensec MODEL.onnx --target TARGET")
+    made = {name: parse(given[name]) for name, parse in _KEYS.items() if name in given}
+    renamed = {_FIELDS.get(name, name): value for name, value in made.items()}
+    renamed.setdefault("output", Path(f"{os.path.splitext(made['model'])[0]}.condensed"))
+    renamed.setdefault("jobs", usable_cores())
+    if not renamed.get("budgets") and renamed.get("keep") is None:
+        renamed |= {"budgets": (parse_budget(DEFAULT_BUDGET),), "budget_is_default": True}
+    result = Config(**renamed, command=command)
+    _check_together(result, "max_drop" in given)
+    return result
+
+
+def _check_together(config: Config, max_drop_given: bool) -> None:
+    if config.keep is not None and config.budgets:
+        raise ConfigError("--keep and --budget exclude each other", hint="use one of them")
+    if config.val is not None and config.data is None:
+        raise ConfigError("--val needs --data", hint="give the samples to calibrate with as --data")
+    if config.metric in _NO_SCALE and not max_drop_given:
+        raise ConfigError(
+            f"--metric {config.metric} needs --max-drop", hint=f"in units of {config.metric}; inf = no guard"
+        )
+    if os.path.realpath(config.output / "model.onnx") == os.path.realpath(config.model):
+        raise ConfigError(
+            f"writing to {config.output} would overwrite the model {config.model}",
+            hint="choose another --output",
+        )
+
+
+def check_output(folder: Path) -> None:
+    """The output folder can be written. Tries it and leaves no trace.
+
+    Raises:
+        ConfigError: it can't; says why.
+    """
+    missing: list[Path] = []
+    place = Path(os.path.abspath(folder))
+    while not os.path.lexists(place):
+        missing.append(place)
+        place = place.parent
+    made: list[Path] = []
+    try:
+        for path in reversed(missing):
+            path.mkdir()
+            made.append(path)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"can't write to the output folder {folder}: {error.strerror or error}",
+            hint="choose another with --output",
+        ) from error
+    finally:
+        for path in reversed(made):
+            path.rmdir()
+
+
+def usable_cores() -> int:
+    """CPU cores this process may use."""
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+# -- condensec.toml ---------------------------------------------------------------------------------
+
+
+def _from_file(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a condensec.toml. Relative paths count from its folder; what flags give isn't looked at."""
+    options: dict[str, Any] = {}
+    for key, value in read_toml(path).items():
+        name = key.replace("-", "_")
+        if name not in _KEYS or name in ("resume", "dry_run"):
+            raise ConfigError(f"{path}: unknown key '{key}'", hint=_near_key(key))
+        excluded = {"budget": "keep", "keep": "budget"}.get(name)  # a flag of the one replaces the other
+        if name not in given and excluded not in given:
+            options[name] = _located(name, value, path.parent)
+    return options
+
+
+def _absolute(spec: Any) -> Any:
+    """A file or folder by its whole path; anything else as it is."""
+    if isinstance(spec, str | Path):
+        return os.path.abspath(spec) if os.path.exists(spec) else str(spec)
+    return spec
+
+
+def _located(name: str, value: Any, folder: Path) -> Any:
+    if name in ("model", "output") and isinstance(value, str):
+        return folder / value
+    if name in ("data", "val") and isinstance(value, str) and (folder / value).exists():
+        return str(folder / value)
+    return value
+
+
+def _near_key(key: str) -> str:
+    known = [name.replace("_", "-") for name in _KEYS]
+    near = difflib.get_close_matches(key.replace("_", "-"), known, 1, 0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+
+
+# -- one value each -----------------------------------------------------------------------------------
+
+
+def _path(flag: str) -> Callable[[Any], Path]:
+    def parse(value: Any) -> Path:
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+            raise ConfigError(f"{flag} has to be a path, not {value!r}")
+        return Path(value)
+
+    return parse
+
+
+def _number(flag: str, allowed: str, holds: Callable[[float], bool]) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isnan(number) or not holds(number):
+            raise ConfigError(f"{flag} {value} can't be", hint=f"give {allowed}")
+        return number
+
+    return parse
+
+
+def _whole(flag: str, least: int) -> Callable[[Any], int]:
+    check = _number(flag, f"a whole number, at least {least}", lambda v: v >= least and v == int(v))
+    return lambda value: int(value) if check(value) and isinstance(value, int) else int(check(value))
+
+
+def _choice(flag: str, known: Sequence[str]) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in known:
+            near = difflib.get_close_matches(str(value), known, 1, 0.5)
+            hint = (f"did you mean '{near[0]}'? " if near else "") + f"known: {', '.join(known)}"
+            raise ConfigError(f"{flag}: unknown value '{value}'", hint=hint)
+        return str(value)
+
+    return parse
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
+
+
+def _targets(value: Any) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(_texts(value)))
+    if not names or "" in names:
+        raise ConfigError("--target needs a name", hint="'condensec targets' lists them")
+    return names
+
+
+def _freeze(value: Any) -> str | None:
+    patterns = _texts(value)
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"--freeze '{pattern}' is no regular expression: {error}") from error
+    return "|".join(f"(?:{p})" for p in patterns) if len(patterns) > 1 else (patterns or (None,))[0]
+
+
+def _shapes(value: Any) -> dict[str, tuple[int, ...]]:
+    if isinstance(value, Mapping):
+        return dict(parse_shape(f"{name}={'x'.join(map(str, dims))}") for name, dims in value.items())
+    return dict(parse_shape(text) for text in _texts(value))
+
+
+def _asis(value: Any) -> Any:
+    return value
+
+
+_KEYS: Mapping[str, Callable[[Any], Any]] = {
+    "model": _path("MODEL"),
+    "output": _path("--output"),
+    "target": _targets,
+    "budget": lambda value: tuple(b if isinstance(b, Budget) else parse_budget(b) for b in _texts(value)),
+    "keep": _number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
+    "align": _whole("--align", 1),
+    "max_drop": _number("--max-drop", "points of the metric, at least 0 (inf = no guard)", lambda v: v >= 0),
+    "data": _asis,
+    "val": _asis,
+    "metric": _asis,
+    "step": _number("--step", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
+    "heal": lambda value: value if isinstance(value, Heal) else parse_heal(str(value)),
+    "patterns": lambda value: parse_patterns(",".join(_texts(value))),
+    "quantize": _choice("--quantize", QUANTIZATIONS),
+    "criterion": str,
+    "freeze": _freeze,
+    "shape": _shapes,
+    "seed": _whole("--seed", 0),
+    "jobs": _whole("--jobs", 1),
+    "resume": bool,
+    "dry_run": bool,
+}
+_FIELDS = {"target": "targets", "budget": "budgets", "shape": "input_shapes"}
+assert {_FIELDS.get(k, k) for k in _KEYS} < {f.name for f in fields(Config)}
