@@ -5,7 +5,7 @@
 Precedence: flags, then condensec.toml, then the defaults, which are:
 
     target    host
-    budget    macs<=0.75x, a cautious goal (not a requirement: missing it isn't an error), unless --keep
+    budget    none: towards half the latency, as far as the guard allows; exit code 3 is for budgets asked for
     max-drop  1 point
     step      0.1
     heal      auto: closed form, then at most 2 minutes by gradient; without data closed form only
@@ -28,7 +28,6 @@ from condensec.errors import ConfigError
 from condensec.specs import (
     DEFAULT_PATTERNS,
     Budget,
-    Heal,
     parse_budget,
     parse_heal,
     parse_patterns,
@@ -36,7 +35,6 @@ from condensec.specs import (
 )
 from condensec.toml_file import read_toml, write_toml
 
-DEFAULT_BUDGET = "macs<=0.75x"
 DEFAULT_MAX_DROP = 1.0  # points
 QUANTIZATIONS = ("none", "int8", "fp16", "auto")
 _NO_SCALE = ("mse", "kl")  # metrics whose points have no natural size
@@ -50,8 +48,7 @@ class Config:
         model: the ONNX file.
         output: the folder written.
         targets: names, in the user's order.
-        budgets: all have to be met. Empty with ``keep``.
-        budget_is_default: the user gave none; missing it is no failure.
+        budgets: all have to be met; empty if none was asked for.
         keep: share of every group's units that stays, in place of a budget.
         align: overrides the targets' alignment; 1 = any count.
         max_drop: points of the metric that may be lost; infinite = no guard.
@@ -59,7 +56,8 @@ class Config:
         val: held-out samples, like ``data``.
         metric: name, ``module:callable`` or a callable; None = chosen by the data.
         step: share of the remaining units cut per cycle, in (0, 1].
-        heal: how the cut model learns again.
+        heal: how the cut model learns again: ``off``, ``closed-form``, ``auto``, ``epochs=3``, ``minutes=10``
+            (`condensec.specs.parse_heal` takes it apart).
         patterns: what may be cut.
         quantize: ``none``, ``int8``, ``fp16`` or ``auto``.
         criterion: importance criterion.
@@ -74,7 +72,6 @@ class Config:
     output: Path
     targets: tuple[str, ...] = ("host",)
     budgets: tuple[Budget, ...] = ()
-    budget_is_default: bool = False
     keep: float | None = None
     align: int | None = None
     max_drop: float = DEFAULT_MAX_DROP
@@ -82,7 +79,7 @@ class Config:
     val: Any = None
     metric: Any = None
     step: float = 0.1
-    heal: Heal = field(default_factory=lambda: parse_heal("auto"))
+    heal: str = "auto"
     patterns: tuple[str, ...] = DEFAULT_PATTERNS
     quantize: str = "none"
     criterion: str = "magnitude"
@@ -103,7 +100,7 @@ class Config:
             "model": os.path.abspath(self.model),
             "output": os.path.abspath(self.output),
             "target": list(self.targets),
-            "budget": [] if self.budget_is_default else [str(b) for b in self.budgets],
+            "budget": [str(b) for b in self.budgets],
             "keep": self.keep,
             "align": self.align,
             "max-drop": self.max_drop,
@@ -111,7 +108,7 @@ class Config:
             "val": _absolute(self.val),
             "metric": self.metric,
             "step": self.step,
-            "heal": str(self.heal),
+            "heal": self.heal,
             "patterns": ",".join(self.patterns),
             "quantize": self.quantize,
             "criterion": self.criterion,
@@ -148,8 +145,6 @@ def configure(*, config: str | Path | None = None, command: str = "", **options:
     renamed = {_FIELDS.get(name, name): value for name, value in made.items()}
     renamed.setdefault("output", Path(f"{os.path.splitext(made['model'])[0]}.condensed"))
     renamed.setdefault("jobs", usable_cores())
-    if not renamed.get("budgets") and renamed.get("keep") is None:
-        renamed |= {"budgets": (parse_budget(DEFAULT_BUDGET),), "budget_is_default": True}
     result = Config(**renamed, command=command)
     _check_together(result, "max_drop" in given)
     return result
@@ -328,7 +323,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "val": _asis,
     "metric": _asis,
     "step": _number("--step", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
-    "heal": lambda value: value if isinstance(value, Heal) else parse_heal(str(value)),
+    "heal": lambda value: str(parse_heal(str(value))),
     "patterns": lambda value: parse_patterns(",".join(_texts(value))),
     "quantize": _choice("--quantize", QUANTIZATIONS),
     "criterion": str,

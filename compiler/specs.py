@@ -34,14 +34,14 @@ class Budget:
 
     Attributes:
         kind: ``latency``, ``macs``, ``params`` or ``size``.
-        limit: a share of the original's figure in (0, 1] if ``relative``; otherwise milliseconds, a count,
+        value: a share of the original's figure in (0, 1] if ``relative``; otherwise milliseconds, a count,
             or bytes.
         relative: the bound was given as ``0.5x``.
         expr: as written.
     """
 
     kind: str
-    limit: float
+    value: float
     relative: bool
     expr: str
 
