@@ -28,6 +28,7 @@ $(PYTHON) -c 'import ensurepip' 2>/dev/null || { test "$$(id -u)" = 0 && command
 	&& $(APT) update && $(APT) install python3-venv >/dev/null; } \
 	|| { echo "$(PYTHON) has no venv; install it (Debian: python3-venv)" >&2; exit 1; }
 test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+echo "$@: $(1), $$($(1)/bin/python --version)"
 endef
 
 .PHONY: help setup test lint format demo docs debian bench-list clean
@@ -38,12 +39,12 @@ help: ## what there is to make (this list)
 setup: $(DEV)/.stamp ## .venv with condensec (editable) and the developer's tools
 
 $(DEV)/.stamp: pyproject.toml
-	$(call venv,$(DEV))
+	@$(call venv,$(DEV))
 	$(DEV)/bin/python -m pip install -qq --editable '.[dev]'
 	touch $@
 
 test: debian ## build the wheel, install it in an environment of its own, run the tests against it
-	$(call venv,$(WHEEL_ENV))
+	@$(call venv,$(WHEEL_ENV))
 	rm -rf build dist
 	$(WHEEL_ENV)/bin/python -m pip wheel -qq --no-deps --wheel-dir dist .
 	rm -rf build
@@ -81,7 +82,7 @@ demo: $(DEMO_ENV)/.stamp ## a trained model made faster by one command, checked 
 	$(DEMO_ENV)/bin/python examples/demo.py --output demo $(ARGS)
 
 $(DEMO_ENV)/.stamp: pyproject.toml examples/requirements.txt $(shell find compiler passes hardware -type f -not -name '*.pyc')
-	$(call venv,$(DEMO_ENV))
+	@$(call venv,$(DEMO_ENV))
 	rm -rf build
 	$(DEMO_ENV)/bin/python -m pip install -qq . --requirement examples/requirements.txt
 	rm -rf build
@@ -98,10 +99,10 @@ bench-list: ## the benchmarks there are
 	done
 
 docs: $(DOCS_ENV)/.stamp ## the documentation as a site in site/; any warning is an error
-	$(DOCS_ENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/mkdocs build --strict --quiet
 
 $(DOCS_ENV)/.stamp: Makefile
-	$(call venv,$(DOCS_ENV))
+	@$(call venv,$(DOCS_ENV))
 	$(DOCS_ENV)/bin/python -m pip install -qq 'mkdocs-material>=9.5,<10'
 	touch $@
 

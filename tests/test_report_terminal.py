@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from condensec.report import Check, Guard, Latency, Report, TargetResult, Verification, read_report, terminal
+from condensec.report import (
+    Check,
+    Guard,
+    Latency,
+    MetricValue,
+    Report,
+    TargetResult,
+    Verification,
+    read_report,
+    terminal,
+)
 from condensec.report import format as fmt
 
 SAMPLE = Path(__file__).parent / "data" / "report.json"
@@ -118,6 +128,22 @@ def test_sizes_and_changes():
     assert fmt.change(100, 37) == "-63%"
     assert fmt.change(100, 100.01) == "0%"
     assert fmt.change(0, 5) == "–"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "values", "said"),
+    [
+        ("top1", 100.0, (0.9306, 0.9270), ("93.06%", "92.70%", "-0.36 points")),
+        ("cosine", 100.0, (1.0, 0.99871), ("1.0000", "0.9987", "-0.13 points")),
+        ("mse", 1.0, (0.0, 0.01234), ("0", "0.01234", "+0.0123")),
+        ("agreement", 100.0, (1.0, 1.0), ("100.00%", "100.00%", "0 points")),
+        ("top1", 100.0, (0.5, None), ("50.00%", "–", "–")),
+    ],
+)
+def test_a_metric_is_shown_in_its_own_notation(name, unit, values, said):
+    metric = MetricValue(name, values[1], 2000, unit_points=unit)
+    shown = tuple(fmt.metric_value(value, metric) for value in values)
+    assert (*shown, fmt.points(*values, metric)) == said
 
 
 def test_the_headline_says_it_in_one_sentence(report):

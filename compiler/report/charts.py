@@ -29,7 +29,7 @@ def metric_by_cycle(report: Report) -> Markup:
     series = (svg.Series("after the cut", "s-cut", cut), svg.Series("healed", "s-after", (start, *healed)))
     label = fmt.metric_label(metric)
     title = f"{label} on the validation split per cycle, after the cut and after healing"
-    show = _share_text if fmt.is_percentage(metric) else "{:.4g}".format
+    show = _share_text if fmt.in_percent(metric) else "{:.4g}".format
     return svg.line_chart(svg.Chart(title, series, "cycle", show, _guard_rules(report.guard, metric)))
 
 
@@ -129,7 +129,7 @@ def heat_map(report: Report) -> HeatMap | None:
         HeatRow(name, groups.get(name), _heat_cells(row, shares, groups.get(name), top, scale))
         for name, row in losses.items()
     )
-    unit = "points" if metric is not None and fmt.is_percentage(metric) else "loss"
+    unit = "points" if metric is not None and fmt.in_points(metric) else "loss"
     return HeatMap(
         tuple(f"{float(share):.4g}" for share in shares), rows, _loss_text(top * scale, top * scale), unit
     )

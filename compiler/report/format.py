@@ -5,6 +5,7 @@ from __future__ import annotations
 from condensec.report.model import MEASURED, STATUSES, Guard, MetricValue, Report, TargetResult
 
 MISSING = "–"
+SHARES = ("top1", "top5", "agreement")  # metrics that are a share of the samples
 
 
 def count(value: float) -> str:
@@ -62,18 +63,23 @@ def change(before: float | None, after: float | None) -> str:
     return f"{percent:+.0f}%" if abs(percent) >= 10 else f"{percent:+.1f}%"
 
 
-def is_percentage(metric: MetricValue) -> bool:
-    """Whether the metric is a share whose points are per cent."""
+def in_percent(metric: MetricValue) -> bool:
+    """Whether the metric is a share of the samples, which readers know in per cent."""
+    return metric.name in SHARES
+
+
+def in_points(metric: MetricValue) -> bool:
+    """Whether a point of the metric is a hundredth."""
     return metric.unit_points == 100.0
 
 
 def metric_value(value: float | None, metric: MetricValue) -> str:
-    """A value of `metric`: ``93.06%`` for a share, four significant digits for anything else."""
+    """A value of `metric`: ``93.06%`` for a share, ``0.9306`` for anything else."""
     if value is None:
         return MISSING
-    if not is_percentage(metric):
-        return f"{value:.4g}"
-    return f"{100 * value:.{2 if metric.samples >= 1000 else 1}f}%"
+    if in_percent(metric):
+        return f"{100 * value:.{2 if metric.samples >= 1000 else 1}f}%"
+    return f"{value:.4f}" if in_points(metric) else f"{value:.4g}"
 
 
 def metric_interval(metric: MetricValue) -> str:
@@ -81,7 +87,7 @@ def metric_interval(metric: MetricValue) -> str:
     if metric.ci95 is None:
         return ""
     low, high = metric.ci95
-    if is_percentage(metric):
+    if in_percent(metric):
         return f"[{100 * low:.1f}, {100 * high:.1f}]"
     return f"[{low:.4g}, {high:.4g}]"
 
@@ -92,14 +98,14 @@ def metric_label(metric: MetricValue) -> str:
 
 
 def points(before: float | None, after: float | None, metric: MetricValue) -> str:
-    """The difference in points: ``-0.36 points``."""
+    """The difference in points, ``-0.36 points``, or in the metric's own unit, ``-0.0123``."""
     if before is None or after is None:
         return MISSING
     difference = (after - before) * metric.unit_points
-    text = f"{difference:+.2f}" if is_percentage(metric) else f"{difference:+.3g}"
-    if float(text) == 0:
-        text = "0"
-    return f"{text} point{'' if text in ('+1.00', '-1.00') else 's'}" if is_percentage(metric) else text
+    if not in_points(metric):
+        return f"{difference:+.3g}" if difference else "0"
+    text = f"{difference:+.2f}" if abs(difference) >= 0.005 else "0"
+    return f"{text} point{'' if text in ('+1.00', '-1.00') else 's'}"
 
 
 def status_text(report: Report) -> str:
