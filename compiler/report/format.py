@@ -53,6 +53,11 @@ def interval(bounds: tuple[float, float] | None, digits: int = 3) -> str:
     return "" if bounds is None else f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
 
 
+def small(value: float | None) -> str:
+    """An error or a tolerance with two significant digits: ``3.1e-06``."""
+    return MISSING if value is None else f"{value:.2g}"
+
+
 def change(before: float | None, after: float | None) -> str:
     """Relative change in percent: ``-63%``."""
     if not before or after is None:

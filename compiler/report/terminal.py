@@ -138,7 +138,9 @@ def proof_lines(verification: Verification) -> list[tuple[str, str]]:
     for label, check in (("exact", verification.exact), ("approximate", verification.approximate)):
         if check is None or not check.groups:
             continue
-        error = "" if check.max_abs_error is None else f", largest difference {check.max_abs_error:.2g}"
+        error = (
+            "" if check.max_abs_error is None else f", largest difference {fmt.small(check.max_abs_error)}"
+        )
         word = "agree with the masked original" if check.passed else "DIFFER from the masked original"
         groups = f"{check.groups} {label} group{'' if check.groups == 1 else 's'}"
         lines.append((f"{groups} {word}{error}", _GOOD if check.passed else _BAD))
