@@ -11,13 +11,14 @@ from onnx import helper
 from condensec.healing.graph import Graph, Node, reads
 
 # What onnxruntime-training 1.19.2 has a CPU gradient for; each was checked against finite differences.
-DIFFERENTIABLE = frozenset(
-    "Abs Add AveragePool Cast Clip Concat Conv Cos Div Erf Exp Expand Flatten Gather GatherElements GatherND "
-    "Gelu Gemm GlobalAveragePool Identity LayerNormalization LeakyRelu Log LogSoftmax MatMul Max MaxPool Min "
-    "Mul Neg Pad Pow Reciprocal ReduceL2 ReduceLogSumExp ReduceMean ReduceSum Relu Reshape ScatterElements "
-    "ScatterND Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Trilu Unsqueeze Where "
-    "com.microsoft.QuickGelu".split()
+_WITH_GRADIENT = (
+    "Abs Add AveragePool Cast Clip Concat Conv Cos Div Erf Exp Expand Flatten Gather GatherElements GatherND",
+    "Gelu Gemm GlobalAveragePool Identity LayerNormalization LeakyRelu Log LogSoftmax MatMul Max MaxPool",
+    "Min Mul Neg Pad Pow Reciprocal ReduceL2 ReduceLogSumExp ReduceMean ReduceSum Relu Reshape Sin Slice",
+    "ScatterElements ScatterND Sigmoid Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Trilu",
+    "Unsqueeze Where com.microsoft.QuickGelu",
 )
+DIFFERENTIABLE = frozenset(name for line in _WITH_GRADIENT for name in line.split())
 # Inputs that are settings or statistics, not weights: operator -> positions.
 _SETTINGS = {
     "BatchNormalization": (3, 4),

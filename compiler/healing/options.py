@@ -1,0 +1,110 @@
+"""What healing is asked for, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from condensec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class HealOptions:
+    """Settings of healing by training.
+
+    Attributes:
+        epochs: passes over the training samples; None where `minutes` is the budget.
+        minutes: wall time of the training itself, validation included; None where `epochs` is the budget.
+        batch: samples a step; a model of fixed batch size takes its own.
+        lr: peak step size, relative to each weight's own root mean square (0.002 = 0.2% a step).
+        optimizer: "adamw" or "sgd" (momentum 0.9).
+        weight_decay: decoupled, on tensors of two or more axes.
+        warmup: share of the run in which the step grows from zero.
+        losses: kind (kl, mse, cosine, ce, bce, task_mse) -> weight; None chooses by the outputs and labels.
+        temperature: of the kl loss.
+        patience: stop after this many validations without a better one; 0 = never.
+        freeze: regular expression; weights whose name it finds are left alone.
+        seed: order of the batches.
+        jobs: threads.
+        stall: seconds without a sign of life after which the worker is taken for hung.
+    """
+
+    epochs: float | None = 3.0
+    minutes: float | None = None
+    batch: int = 64
+    lr: float = 2e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    losses: Mapping[str, float] | None = None
+    temperature: float = 2.0
+    patience: int = 0
+    freeze: str | None = None
+    seed: int = 0
+    jobs: int = 1
+    stall: float = 600.0
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.minutes is None):
+            raise ConfigError("healing takes either epochs or minutes")
+        for name in ("epochs", "minutes", "batch", "lr", "temperature", "jobs", "stall"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"healing: {name} must be positive, not {value}")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One validation during healing.
+
+    Attributes:
+        number: 0 is before any step.
+        epoch: passes over the data so far.
+        train_loss: mean over the steps since the last round; None before the first step.
+        validation_loss: of the averaged weights.
+        metric: the caller's metric of the averaged weights; None without one.
+        seconds: of training so far.
+    """
+
+    number: int
+    epoch: float
+    train_loss: float | None
+    validation_loss: float
+    metric: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class HealResult:
+    """What healing gives back.
+
+    Attributes:
+        weights: name in the student's file -> new value, the trained ones only; empty if nothing got better.
+        before: the metric (validation loss without one) of the student as given.
+        after: the same with `weights`.
+        higher_is_better: which way the two are to be read.
+        loss_curve: every validation.
+        seconds: wall time of the whole heal.
+        steps: optimizer steps.
+        samples_per_second: of the training steps.
+        peak_rss_mb: of the worker.
+        frozen: (weight, reason) of weights that couldn't be trained.
+        trained_share: trained parameters / all parameters that are weights.
+        note: one line for the report; "" if there is nothing to say.
+    """
+
+    weights: Mapping[str, np.ndarray]
+    before: float
+    after: float
+    higher_is_better: bool
+    loss_curve: tuple[Round, ...]
+    seconds: float
+    steps: int
+    samples_per_second: float
+    peak_rss_mb: float
+    frozen: tuple[tuple[str, str], ...] = ()
+    trained_share: float = 1.0
+    note: str = field(default="")
