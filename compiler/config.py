@@ -280,19 +280,24 @@ def _choice(flag: str, known: Sequence[str]) -> Callable[[Any], str]:
     return parse
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
+def _texts(flag: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str | os.PathLike):
+        return (os.fspath(value),)
+    try:
+        return tuple(str(item) for item in value)
+    except TypeError as error:
+        raise ConfigError(f"{flag} has to be text or a list of texts, not {value!r}") from error
 
 
 def _targets(value: Any) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(_texts(value)))
+    names = tuple(dict.fromkeys(_texts("--target", value)))
     if not names or "" in names:
         raise ConfigError("--target needs a name", hint="'condensec targets' lists them")
     return names
 
 
 def _freeze(value: Any) -> str | None:
-    patterns = _texts(value)
+    patterns = _texts("--freeze", value)
     for pattern in patterns:
         try:
             re.compile(pattern)
@@ -304,7 +309,7 @@ def _freeze(value: Any) -> str | None:
 def _shapes(value: Any) -> dict[str, tuple[int, ...]]:
     if isinstance(value, Mapping):
         return dict(parse_shape(f"{name}={'x'.join(map(str, dims))}") for name, dims in value.items())
-    return dict(parse_shape(text) for text in _texts(value))
+    return dict(parse_shape(text) for text in _texts("--shape", value))
 
 
 def _asis(value: Any) -> Any:
@@ -315,7 +320,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "model": _path("MODEL"),
     "output": _path("--output"),
     "target": _targets,
-    "budget": lambda value: tuple(b if isinstance(b, Budget) else parse_budget(b) for b in _texts(value)),
+    "budget": lambda value: tuple(parse_budget(text) for text in _texts("--budget", value)),
     "keep": _number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
     "align": _whole("--align", 1),
     "max_drop": _number("--max-drop", "points of the metric, at least 0 (inf = no guard)", lambda v: v >= 0),
@@ -324,7 +329,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "metric": _asis,
     "step": _number("--step", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
     "heal": lambda value: str(parse_heal(str(value))),
-    "patterns": lambda value: parse_patterns(",".join(_texts(value))),
+    "patterns": lambda value: parse_patterns(",".join(_texts("--patterns", value))),
     "quantize": _choice("--quantize", QUANTIZATIONS),
     "criterion": str,
     "freeze": _freeze,

@@ -82,8 +82,8 @@ def parse_budget(text: str) -> Budget:
         allowed = ", ".join(u or "no unit" for u in ("x", *_UNITS[kind]))
         raise ConfigError(f"budget '{text}': unknown unit '{unit}'", hint=f"for {kind}: {allowed}")
     limit *= scale
-    whole = kind in ("latency", "size") or limit == int(limit)
-    if limit <= 0 or not math.isfinite(limit) or not whole:
+    whole = kind in ("latency", "size") or limit.is_integer()
+    if not 0 < limit < math.inf or not whole:
         share = f", or a share like '{kind}<=0.5x'"
         raise ConfigError(f"budget '{text}' can't be met", hint=f"give a whole number above 0{share}")
     return Budget(kind, limit, False, expr)
