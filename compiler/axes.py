@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from typing import Union
 
@@ -37,6 +38,7 @@ class Atom:
         frozen: why no unit may be removed, or None.
         exact: False where a norm or softmax reduces over the units.
         hints: roles seen so far (``head``, ``head_dim``, ``neuron``, ...), for naming only.
+        data: whether the size is that of an axis of the data, which may differ from run to run.
         origins: ids of the atoms this one was cut from; pieces of one axis share them.
     """
 
@@ -44,6 +46,7 @@ class Atom:
     size: int
     frozen: str | None = None
     exact: bool = True
+    data: bool = False
     hints: set[str] = field(default_factory=set)
     origins: frozenset[int] = frozenset()
     ref: Term | None = None
@@ -82,10 +85,10 @@ class Axes:
         self._count += 1
         return new
 
-    def fixed(self, size: int, reason: str) -> Atom:
-        """A new axis that can't be cut."""
+    def fixed(self, size: int, reason: str, *, data: bool = False) -> Atom:
+        """A new axis that can't be cut; ``data``: its size may differ from run to run."""
         new = self.atom(size)
-        new.frozen = reason
+        new.frozen, new.data = reason, data
         return new
 
     def sum(self, parts: Iterable[Term]) -> Term:
@@ -142,6 +145,10 @@ class Axes:
             if atom.frozen is None:
                 atom.frozen = reason
 
+    def is_free(self, term: Term) -> bool:
+        """Whether any unit of the term may be removed."""
+        return any(atom.frozen is None for atom in self.atoms(term))
+
     def reduced(self, term: Term) -> None:
         """A norm, softmax or mean reduces over the term: cuts of it aren't mask-exact."""
         for atom in self.atoms(term):
@@ -186,6 +193,7 @@ class Axes:
         whole = isinstance(term, Atom)
         for inner in self.atoms(term):
             inner.exact &= atom.exact
+            inner.data |= atom.data
             if inner.frozen is None:
                 inner.frozen = atom.frozen
             if whole or not isinstance(term, Prod):
@@ -226,7 +234,9 @@ class Axes:
             if x.size != y.size:
                 big, small = (x, y) if x.size > y.size else (y, x)
                 if big.size % small.size:
-                    reason = f"two reshapes factor this axis differently ({a.size} into {x.size} and {y.size})"
+                    reason = (
+                        f"two reshapes factor this axis differently ({a.size} into {x.size} and {y.size})"
+                    )
                     self.freeze(a, reason)
                     self.freeze(b, reason)
                     return
@@ -258,9 +268,7 @@ class Axes:
             return [term]
         if isinstance(term, Atom):
             edges = [0, *bounds, term.size]
-            parts = [
-                self.atom(hi - lo, origins=term.origins) for lo, hi in zip(edges, edges[1:], strict=False)
-            ]
+            parts = [self.atom(hi - lo, origins=term.origins) for lo, hi in pairwise(edges)]
             self._define(term, Sum(tuple(parts), term.size))
             return list(parts)
         if isinstance(term, Prod):

@@ -27,7 +27,13 @@ Array = npt.NDArray[Any]
 # Two orders of the same fp32 sums differ by rounding; a wrong index differs by the size of the activations.
 TOLERANCE = 1e-3
 _SCALED = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"))
-_SAME_SHAPE = _SCALED | {"Softmax", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization", "InstanceNormalization"}
+_SAME_SHAPE = _SCALED | {
+    "Softmax",
+    "LogSoftmax",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "InstanceNormalization",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ class Proof:
         return bool(self.relative_error <= TOLERANCE)
 
 
-def check(original: ir.Model, plan: Plan, pruned: ir.Model, feeds: Mapping[str, Array], *, threads: int = 1) -> Proof:
+def check(
+    original: ir.Model, plan: Plan, pruned: ir.Model, feeds: Mapping[str, Array], *, threads: int = 1
+) -> Proof:
     """Compare a cut model with the masked original.
 
     Args:
@@ -87,12 +95,18 @@ def compare(plan: Plan, expected: Mapping[str, Array], found: Mapping[str, Array
         other = found.get(name)
         if other is None or other.shape != reference.shape:
             shape = None if other is None else other.shape
-            raise PostconditionError(f"output '{name}' has shape {shape} after the cut, {reference.shape} before", node=name)
+            raise PostconditionError(
+                f"output '{name}' has shape {shape} after the cut, {reference.shape} before", node=name
+            )
         if reference.dtype.kind not in "fc":
             continue  # ids and counts follow from scores that are compared, and may tie
         a, b = reference.astype(np.float64), other.astype(np.float64)
         size = float(np.abs(a).max(initial=0.0))
-        error = float(np.abs(a - b).max(initial=0.0)) if np.isfinite(b).all() or not np.isfinite(a).all() else np.inf
+        error = (
+            float(np.abs(a - b).max(initial=0.0))
+            if np.isfinite(b).all() or not np.isfinite(a).all()
+            else np.inf
+        )
         error = error if np.isfinite(error) else np.inf
         absolute, scale = max(absolute, error), max(scale, size)
         worst = max(worst, error / size if size > 0 else error)
@@ -106,7 +120,9 @@ def masked(original: ir.Model, plan: Plan) -> ir.Model:
     model = original.clone()
     values = {v.name: v for v in _values(model.graph)}
     variances = {
-        node.inputs[4].name for node in model.graph if node.op_type == "BatchNormalization" and node.inputs[4] is not None
+        node.inputs[4].name
+        for node in model.graph
+        if node.op_type == "BatchNormalization" and node.inputs[4] is not None
     }
     for copy, split in plan.splits.items():
         user = values[split.output].producer()
@@ -120,7 +136,9 @@ def masked(original: ir.Model, plan: Plan) -> ir.Model:
             variances.add(copy)
     for name, axes in plan.slices.items():
         if name not in values:
-            raise PostconditionError(f"the plan slices '{name}', which the original model doesn't have", node=name)
+            raise PostconditionError(
+                f"the plan slices '{name}', which the original model doesn't have", node=name
+            )
         _zero(values[name], axes, fill=1.0 if name in variances else 0.0)
     for restriction in plan.restrictions:
         _restrict(model.graph, values, restriction)
@@ -161,11 +179,15 @@ def _restrict(graph: ir.Graph, values: Mapping[str | None, ir.Value], restrictio
     node = values[restriction.output].producer()
     source = values[restriction.input]
     if node is None:
-        raise PostconditionError(f"'{restriction.output}' isn't computed in the original model", node=restriction.output)
+        raise PostconditionError(
+            f"'{restriction.output}' isn't computed in the original model", node=restriction.output
+        )
     kept = np.array(restriction.kept, np.int64)
     position = next((i for i, v in enumerate(node.inputs) if v is source or _origin(v) is source), None)
     if position is None:
-        raise PostconditionError(f"'{restriction.output}' doesn't read '{restriction.input}'", node=restriction.output)
+        raise PostconditionError(
+            f"'{restriction.output}' doesn't read '{restriction.input}'", node=restriction.output
+        )
     before = node.inputs[position]
     assert before is not None
     node.replace_input_with(position, _gather(graph, node, before, kept, restriction.axis))
@@ -192,7 +214,9 @@ def _origin(value: ir.Value | None) -> ir.Value | None:
 def _constant(graph: ir.Graph, node: ir.Node, array: Array) -> ir.Value:
     name = f"condensec.restrict.constant.{len(graph.initializers)}"
     tensor = ir.Tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
 
@@ -207,7 +231,9 @@ def _gather(graph: ir.Graph, node: ir.Node, value: ir.Value, kept: Array, axis: 
     return new.outputs[0]
 
 
-def _scatter_back(graph: ir.Graph, node: ir.Node, restriction: Restriction, kept: Array, source: ir.Value) -> None:
+def _scatter_back(
+    graph: ir.Graph, node: ir.Node, restriction: Restriction, kept: Array, source: ir.Value
+) -> None:
     """Bring the result back to full width, with zeros at the cut indices."""
     width = restriction.size
     positions = np.zeros(width, np.int64)
@@ -217,11 +243,15 @@ def _scatter_back(graph: ir.Graph, node: ir.Node, restriction: Restriction, kept
     mask = mask.reshape([width if i == restriction.axis else 1 for i in range(restriction.rank)])
     output = node.outputs[0]
     users = list(output.uses())
-    spread = ir.Node("", "Gather", [output, _constant(graph, node, positions)], [ir.AttrInt64("axis", restriction.axis)])
+    spread = ir.Node(
+        "", "Gather", [output, _constant(graph, node, positions)], [ir.AttrInt64("axis", restriction.axis)]
+    )
     spread.name = f"condensec.restrict.spread.{len(graph.initializers)}"
     dtype = output.dtype or source.dtype or ir.DataType.FLOAT
     scale = _constant(graph, node, mask.astype(dtype.numpy()))
-    zeroed = ir.Node("", "Mul", [spread.outputs[0], scale], name=f"condensec.restrict.zero.{len(graph.initializers)}")
+    zeroed = ir.Node(
+        "", "Mul", [spread.outputs[0], scale], name=f"condensec.restrict.zero.{len(graph.initializers)}"
+    )
     for new in (spread, zeroed):
         new.outputs[0].name = f"{new.name}.out"
         new.outputs[0].type = output.type

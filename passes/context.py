@@ -14,7 +14,9 @@ import onnx_ir as ir
 from condensec.axes import Axes, Term
 from condensec.passes.world import World
 
-Layout = list["Term | None"]  # one entry an axis; None: an axis of the data (batch, sequence, space), never cut
+Layout = list[
+    "Term | None"
+]  # one entry an axis; None: an axis of the data (batch, sequence, space), never cut
 Array = npt.NDArray[Any]
 
 
@@ -24,6 +26,7 @@ class Kept:
     def __init__(self, axes: Axes, masks: dict[int, npt.NDArray[np.bool_]]) -> None:
         self.axes = axes
         self.masks = masks
+        self.sizes = {identifier: int(mask.sum()) for identifier, mask in masks.items()}
 
     def indices(self, term: Term) -> npt.NDArray[np.int64]:
         """Kept indices of an axis, ascending."""
@@ -31,7 +34,7 @@ class Kept:
 
     def size(self, term: Term) -> int:
         """Number of kept indices of an axis."""
-        return int(self.axes.alive(term, self.masks).sum())
+        return self.axes.count(term, self.sizes)
 
     def position(self, term: Term, index: int) -> int:
         """Where a boundary at ``index`` moves to: the number of kept indices before it."""
@@ -110,6 +113,17 @@ class Context:
 
     # -- reading --------------------------------------------------------------------------------
 
+    def operand(self, node: ir.Node, index: int) -> ir.Value:
+        """An input that the operator can't do without.
+
+        Raises:
+            UnknownShape: it isn't there; the node's axes are frozen then.
+        """
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            raise UnknownShape(f"{node.op_type} '{node.name}' has no input {index}")
+        return value
+
     def shape(self, value: ir.Value | None) -> tuple[int, ...]:
         """Sizes of a value in the sample world.
 
@@ -155,6 +169,10 @@ class Context:
     def has(self, node: ir.Node, index: int) -> bool:
         """Whether an optional input is there."""
         return index < len(node.inputs) and node.inputs[index] is not None
+
+    def declared(self) -> tuple[int, int, int]:
+        """How much has been declared so far; see `forget`."""
+        return len(self.rewrites), len(self.costs), len(self.reductions)
 
     # -- declaring ------------------------------------------------------------------------------
 
@@ -210,12 +228,20 @@ class Context:
 
     def term(self, term: Term | None, size: int) -> Term:
         """The term, or a fixed one for a data axis of known size."""
-        return term if term is not None else self.axes.fixed(size, "an axis of the data")
+        return term if term is not None else self.axes.fixed(size, "an axis of the data", data=True)
 
-    def cost(self, node: ir.Node, factors: Sequence[Term | int | None], sizes: Sequence[int], **extra: Any) -> None:
+    def cost(
+        self, node: ir.Node, factors: Sequence[Term | int | None], sizes: Sequence[int], **extra: Any
+    ) -> None:
         """Declare the node's multiply-accumulates; a None factor counts with its sample size."""
         filled = tuple(s if f is None else f for f, s in zip(factors, sizes, strict=True))
         self.costs.append(Cost(node, filled, **extra))
+
+    def forget(self, declared: tuple[int, int, int]) -> None:
+        """Take back what a rule declared before it failed. Ties stay: they only ever tie more."""
+        del self.rewrites[declared[0] :]
+        del self.costs[declared[1] :]
+        del self.reductions[declared[2] :]
 
     def broadcast(self, node: ir.Node, values: Sequence[ir.Value | None], output: ir.Value) -> None:
         """Elementwise with numpy broadcasting: aligned axes are the same, axes of size 1 tie nothing."""

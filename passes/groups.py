@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from condensec.axes import Atom, Axes, Term
 from condensec.passes import rules
-from condensec.passes.context import Context, Kept, UnknownShape
+from condensec.passes.context import Context, InputRewrite, Kept, UnknownShape
 from condensec.passes.normalize import Normalized, normalize
+from condensec.passes.rehearsal import blocked
 from condensec.passes.world import World, build_world
 from condensec.plan import AxisRef, FrozenAxis
 
@@ -142,15 +143,52 @@ def analyze(
     world = build_world(normalized.model, shapes)
     opset = normalized.model.opset_imports.get("", normalized.model.opset_imports.get("ai.onnx", 1))
     context = Context(Axes(), world, opset)
-    graph = normalized.model.graph
+    _read_graph(context, normalized.model.graph)
+    _freeze_named(context, normalized.model.graph, freeze)
+    analysis = _collect(normalized, context)
+    while any(freeze_node(context, node, reason) for node, reason in blocked(analysis)):
+        analysis = _collect(normalized, context)
+    return analysis
+
+
+def _read_graph(context: Context, graph: ir.Graph) -> None:
+    """Apply every node's rule, in graph order; outputs end up frozen."""
     for value in graph.inputs:
-        context.set(value, [None] * len(world.inputs[value.name or ""]))
+        context.set(value, [None] * len(context.world.inputs[value.name or ""]))
     for node in graph:
+        before = len(context.rewrites)
         _apply_rule(context, node)
+        _pin_sizes(context, node, before)
     for value in graph.outputs:
-        context.freeze_all(value, f"graph output '{value.name}'")
-    _freeze_named(context, graph, freeze)
-    return _collect(normalized, context)
+        reason = f"graph output '{value.name}'"
+        context.freeze_all(value, reason)
+        _freeze_sizes(context, value, reason)
+
+
+def _pin_sizes(context: Context, node: ir.Node, before: int) -> None:
+    """Sizes that a node computes with (the root of a head's size, say) stay what they were before the cut."""
+    if all((o.name or "") in context.world.values for o in node.outputs):
+        return
+    own = {r.index for r in context.rewrites[before:] if isinstance(r, InputRewrite)}
+    for index, value in enumerate(node.inputs):
+        if value is not None and value.name in context.world.derived and index not in own:
+            context.input(node, index, lambda kept, old: old)
+
+
+def _freeze_sizes(context: Context, value: ir.Value, reason: str) -> None:
+    """Freeze the axes whose sizes a value of shape arithmetic is computed from."""
+    todo, seen = [value], {value}
+    while todo:
+        top = todo.pop()
+        producer = top.producer()
+        if top.name not in context.world.derived or producer is None:
+            continue
+        if producer.op_type in ("Shape", "Size"):
+            context.freeze_all(producer.inputs[0], reason)
+        for source in producer.inputs:
+            if source is not None and source not in seen:
+                seen.add(source)
+                todo.append(source)
 
 
 def _apply_rule(context: Context, node: ir.Node) -> None:
@@ -165,21 +203,31 @@ def _apply_rule(context: Context, node: ir.Node) -> None:
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         found, reason = None, f"used inside the subgraph of {node.op_type} '{node.name}'"
     if found is not None:
+        declared = context.declared()
         try:
             found(context, node)
             return
         except UnknownShape as error:
             reason = str(error)
+        except Exception as error:  # a graph the rule didn't foresee: nothing here is cut
+            reason = f"{node.op_type} '{node.name}' is unusual: {error or type(error).__name__}"
+        for output in node.outputs:
+            context.layouts.pop(output, None)
+        context.forget(declared)
     freeze_node(context, node, reason)
 
 
-def freeze_node(context: Context, node: ir.Node, reason: str) -> None:
-    """Freeze everything a node touches, values captured by its subgraphs included."""
-    for value in (*node.inputs, *_captured(node)):
+def freeze_node(context: Context, node: ir.Node, reason: str) -> bool:
+    """Freeze everything a node touches, captured values included; returns whether any of it was free."""
+    loose = False
+    for value in (*node.inputs, *_captured(node), *(o for o in node.outputs if o in context.layouts)):
         if value is not None:
+            loose |= any(context.axes.is_free(t) for t in context.layout(value) if t is not None)
             context.freeze_all(value, reason)
+            _freeze_sizes(context, value, reason)
     for output in node.outputs:
-        context.set(output, [None] * len(context.world.shape(output) or ()))
+        context.layouts.setdefault(output, [None] * len(context.world.shape(output) or ()))
+    return loose
 
 
 def _captured(node: ir.Node) -> list[ir.Value]:
@@ -227,13 +275,13 @@ def _collect(normalized: Normalized, context: Context) -> Analysis:
     free = [a for a in atoms.values() if a.frozen is None and a.id in cut]
     order = {atom_id: i for i, atom_id in enumerate(cut)}
     free.sort(key=lambda a: order[a.id])
-    groups = [
-        _group(f"g{i}", context, members, refs) for i, members in enumerate(_bundles(free))
-    ]
+    groups = [_group(f"g{i}", context, members, refs) for i, members in enumerate(_bundles(free))]
     groups = [g for g in groups if g.size > 1]
     frozen = [
         FrozenAxis(f"f{i}", a.size, a.frozen)
-        for i, a in enumerate(a for a in (atoms[i] for i in cut if i in atoms) if a.frozen is not None and a.size > 1)
+        for i, a in enumerate(
+            a for a in (atoms[i] for i in cut if i in atoms) if a.frozen is not None and a.size > 1
+        )
         if a.frozen is not None
     ]
     return Analysis(normalized, context, tuple(groups), tuple(frozen), layouts)
@@ -243,7 +291,9 @@ def _cost_atoms(context: Context) -> list[int]:
     """Atoms on the axes of weighted nodes, in graph order: what a cut would make cheaper."""
     seen: dict[int, None] = {}
     for cost in context.costs:
-        terms = [f for f in (cost.outputs, *cost.factors, cost.inputs) if f is not None and not isinstance(f, int)]
+        terms = [
+            f for f in (cost.outputs, *cost.factors, cost.inputs) if f is not None and not isinstance(f, int)
+        ]
         for term in terms:
             for atom in context.axes.atoms(term):
                 seen.setdefault(atom.id)

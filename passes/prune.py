@@ -54,7 +54,9 @@ def prune(analysis: Analysis, units: Mapping[str, Sequence[int]], *, sha256: str
         if isinstance(rewrite, AttributeRewrite):
             value = rewrite.new(kept)
             node.attributes[rewrite.name] = (
-                ir.AttrInt64(rewrite.name, value) if isinstance(value, int) else ir.AttrInt64s(rewrite.name, value)
+                ir.AttrInt64(rewrite.name, value)
+                if isinstance(value, int)
+                else ir.AttrInt64s(rewrite.name, value)
             )
         else:
             resizer.rewrite(node, rewrite.index, lambda old, rewrite=rewrite: rewrite.new(kept, old))  # type: ignore[misc]
@@ -73,7 +75,9 @@ def _check(analysis: Analysis, units: Mapping[str, Sequence[int]]) -> None:
         if not len(kept):
             raise PreconditionError(f"group {group.id} would lose all of its {group.size} units")
         if min(kept) < 0 or max(kept) >= group.size or len(set(kept)) != len(kept):
-            raise PreconditionError(f"group {group.id} has units 0..{group.size - 1}; asked to keep {list(kept)[:8]}...")
+            raise PreconditionError(
+                f"group {group.id} has units 0..{group.size - 1}; asked to keep {list(kept)[:8]}..."
+            )
     unknown = set(units) - {g.id for g in analysis.groups}
     if unknown:
         raise PreconditionError(f"no group is called {sorted(unknown)[0]}")
@@ -202,36 +206,50 @@ def replay(analysis: Analysis, plan: Plan) -> Cut:
     mine = {g.id: g for g in analysis.groups}
     for cut in plan.groups:
         if cut.id not in mine or mine[cut.id].size != cut.size:
-            raise PreconditionError(f"the plan's group {cut.id} ({cut.size} units) isn't in this model", hint="was the plan made for another file?")
+            raise PreconditionError(
+                f"the plan's group {cut.id} ({cut.size} units) isn't in this model",
+                hint="was the plan made for another file?",
+            )
     if plan.removed_layers:
         raise PreconditionError("the plan removes layers, which this version can't replay")
     return prune(analysis, plan.kept(), sha256=plan.sha256)
 
 
-def carry(weights: Mapping[str, Array], before: Plan, after: Plan, model: ir.Model) -> None:
-    """Bring healed weights of an earlier cut into a deeper one.
+def carried(weights: Mapping[str, Array], before: Plan, after: Plan) -> dict[str, Array]:
+    """Healed weights of an earlier cut, sliced for a deeper one.
 
     Args:
         weights: healed arrays by name, in the shapes that ``before`` cut.
         before: the plan the weights were healed under.
         after: a plan that keeps a subset of what ``before`` keeps.
-        model: the model cut by ``after``; changed in place.
 
     Raises:
         PostconditionError: ``after`` keeps an index that ``before`` had cut.
     """
-    for name, healed in weights.items():
-        value = model.graph.initializers.get(name)
-        if value is None or value.const_value is None:
-            continue
-        array = healed
+    result: dict[str, Array] = {}
+    for name, array in weights.items():
         for axis, indices in after.slices.get(name, {}).items():
             old = before.slices.get(name, {}).get(axis)
             positions = np.asarray(indices) if old is None else np.searchsorted(old, indices)
-            if old is not None and not np.array_equal(np.asarray(old)[np.minimum(positions, len(old) - 1)], indices):
-                raise PostconditionError(f"axis {axis} of '{name}' would bring back units that were cut", node=name)
+            if old is not None and not np.array_equal(
+                np.asarray(old)[np.minimum(positions, len(old) - 1)], indices
+            ):
+                raise PostconditionError(
+                    f"axis {axis} of '{name}' would bring back units that were cut", node=name
+                )
             array = np.take(array, positions, axis=axis)
-        set_weight(value, array, value.const_value.dtype)
+        result[name] = array
+    return result
 
 
-__all__ = ["Cut", "Plan", "RemovedLayer", "carry", "prune", "replay", "set_weight"]
+def with_weights(model: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
+    """A copy of a model with other weights (in their dtypes); names it doesn't have are passed over."""
+    copy = model.clone()
+    for name, array in weights.items():
+        value = copy.graph.initializers.get(name)
+        if value is not None and value.const_value is not None:
+            set_weight(value, array, value.const_value.dtype)
+    return copy
+
+
+__all__ = ["Cut", "Plan", "RemovedLayer", "carried", "prune", "replay", "set_weight", "with_weights"]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from condensec.axes import Term
 from condensec.errors import PostconditionError
 from condensec.passes.context import Kept
-from condensec.passes.groups import Analysis
 from condensec.passes.world import evaluate_node
 from condensec.plan import ShapeEdit
+
+if TYPE_CHECKING:
+    from condensec.passes.groups import Analysis
 
 Array = npt.NDArray[Any]
 _MOVES = frozenset(("Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Transpose"))
@@ -33,7 +36,8 @@ class Resizer:
         self._kept = kept
         self._graph = model.graph
         self._shapes: dict[str, tuple[int, ...]] | None = None
-        self._values: dict[str, Array] = {}
+        self._values: dict[str, Array] = {}  # of shape arithmetic, after the cut, in the sample world
+        self._dynamics: dict[str, npt.NDArray[np.bool_]] = {}
         self._edits: dict[str, ShapeEdit] = {}
         self._by_name = {value.name or "": value for value in analysis.context.layouts}
 
@@ -60,62 +64,91 @@ class Resizer:
             return
         if not self._dynamic(value).any():
             self._replace(node, index, value, wanted)
+            self._values.clear()
             return
         producer = value.producer()
         assert producer is not None
-        if producer.op_type == "Concat":
-            start = 0
-            for i, part in enumerate(producer.inputs):
-                assert part is not None
-                length = self._analysis.world.values[part.name or ""].size
-                self._require(producer, i, part, wanted[start : start + length])
-                start += length
-        elif producer.op_type in _PASS_THROUGH:
-            source = producer.inputs[0]
+        for position, part in self._trace(node, producer, wanted):
+            source = producer.inputs[position]
             assert source is not None
-            before = self._analysis.world.values[source.name or ""]
-            self._require(producer, 0, source, wanted.reshape(before.shape).astype(before.dtype))
-        else:
-            raise self._failure(node, producer)
-        self._values.clear()
+            self._require(producer, position, source, part)
 
-    def _dynamic(self, value: ir.Value) -> npt.NDArray[np.bool_]:
+    def _trace(self, node: ir.Node, producer: ir.Node, wanted: Array) -> list[tuple[int, Array]]:
+        """What the inputs of a node have to become, so that its output becomes ``wanted``."""
+        olds = [self._old(v) for v in producer.inputs]
+        if producer.op_type == "Concat":
+            bounds = np.cumsum([old.size for old in olds])[:-1]
+            return list(enumerate(np.split(wanted, bounds)))
+        if producer.op_type in _PASS_THROUGH:
+            return [(0, wanted.reshape(olds[0].shape).astype(olds[0].dtype))]
+        if producer.op_type == "Mul" and wanted.size == 1:
+            for number, data in ((0, 1), (1, 0)):
+                constant, factor = producer.inputs[number], self._now(producer.inputs[data])
+                if constant is None or self._dynamic(constant).any() or factor is None or not factor.all():
+                    continue
+                quotient, rest = np.divmod(wanted.reshape(-1)[0], factor.reshape(-1)[0])
+                if rest == 0:
+                    return [(number, np.full(olds[number].shape, quotient, olds[number].dtype))]
+        if producer.op_type == "Where":
+            condition = self._now(producer.inputs[0])
+            if condition is not None and all(old.shape == wanted.shape for old in olds):
+                now = [self._now(producer.inputs[i]) for i in (1, 2)]
+                if now[0] is not None and now[1] is not None:
+                    chosen = condition.astype(np.bool_)
+                    return [(1, np.where(chosen, wanted, now[0])), (2, np.where(chosen, now[1], wanted))]
+        raise self._failure(node, producer)
+
+    def _old(self, value: ir.Value | None) -> Array:
+        """The value before the cut, in the sample world."""
+        known = self._analysis.world.known(value)
+        return np.zeros(0) if known is None else np.asarray(known)
+
+    def _dynamic(self, value: ir.Value | None) -> npt.NDArray[np.bool_]:
         """Which elements of shape arithmetic depend on an axis of the data, and so may differ at run time.
 
         The size of an axis that has a layout comes from a weight: it's a number, however it was computed.
         """
+        name = value.name or "" if value is not None else ""
         world = self._analysis.world
-        known = world.values[value.name or ""] if (value.name or "") in world.values else None
-        if known is None or (value.name or "") not in world.derived:
-            return np.zeros(() if known is None else known.shape, np.bool_)
+        if value is None or name not in world.derived:
+            return np.zeros(np.shape(world.values.get(name, 0)), np.bool_)
+        found = self._dynamics.get(name)
+        if found is None:
+            found = self._dynamics[name] = self._find_dynamic(value)
+        return found
+
+    def _find_dynamic(self, value: ir.Value) -> npt.NDArray[np.bool_]:
+        world = self._analysis.world
+        known = world.values[value.name or ""]
         producer = value.producer()
         assert producer is not None
         if producer.op_type in ("Shape", "Size"):
-            source = self._original(producer.inputs[0])
-            data = np.array([term is None for term in self._analysis.context.layouts.get(source, [])], np.bool_)
+            source = producer.inputs[0]
+            assert source is not None
+            layout = self._analysis.context.layouts.get(self._by_name[source.name or ""], [])
+            data = np.array([self._is_data(term) for term in layout], np.bool_)
+            if producer.op_type == "Size":
+                return np.asarray(data.any())
             start = producer.attributes["start"].as_int() if "start" in producer.attributes else 0
             end = producer.attributes["end"].as_int() if "end" in producer.attributes else len(data)
-            return data[start:end] if producer.op_type == "Shape" else np.asarray(data.any())
-        taints = [self._dynamic(v) if v is not None else np.zeros((), np.bool_) for v in producer.inputs]
+            return data[start:end]
+        taints = [self._dynamic(v) for v in producer.inputs]
         if producer.op_type in _MOVES:
-            feeds = {
-                v.name or "": (taints[i].astype(np.int64) if i == 0 or producer.op_type == "Concat" else world.values[v.name or ""])
-                for i, v in enumerate(producer.inputs)
-                if v is not None
-            }
+            moved = producer.inputs if producer.op_type == "Concat" else producer.inputs[:1]
+            feeds = {v.name or "": world.values[v.name or ""] for v in producer.inputs if v is not None}
+            feeds.update((v.name or "", t.astype(np.int64)) for v, t in zip(moved, taints, strict=False) if v)
             results = evaluate_node(producer, feeds, world.shapes)
             if results is not None:
                 return results[producer.outputs.index(value)].astype(np.bool_)
         return np.full(known.shape, any(t.any() for t in taints))
 
-    def _original(self, value: ir.Value | None) -> ir.Value:
-        """The uncut model's value of the same name."""
-        assert value is not None
-        return self._by_name[value.name or ""]
+    def _is_data(self, term: Term | None) -> bool:
+        return term is None or any(atom.data for atom in self._analysis.axes.atoms(term))
 
     def _failure(self, node: ir.Node, producer: ir.Node) -> PostconditionError:
         return PostconditionError(
-            f"the sizes that '{node.name}' ({node.op_type}) takes from '{producer.name}' ({producer.op_type}) can't follow the cut",
+            f"the sizes that '{node.name}' ({node.op_type}) takes from '{producer.name}' "
+            f"({producer.op_type}) can't follow the cut",
             node=node.name,
             hint="leave it alone with --freeze",
         )
@@ -142,15 +175,25 @@ class Resizer:
             value.shape = ir.Shape(wanted.shape)
             value.dtype = tensor.dtype
         else:
-            fresh = ir.Value(name=new_name, shape=ir.Shape(wanted.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            fresh = ir.Value(
+                name=new_name,
+                shape=ir.Shape(wanted.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
             self._graph.register_initializer(fresh)
             node.replace_input_with(index, fresh)
-        self._edits[name if alone or name not in self._edits else new_name] = ShapeEdit(
-            tuple(int(x) for x in old.reshape(-1)), tuple(int(x) for x in wanted.reshape(-1))
-        )
+        self._record(name if alone or name not in self._edits else new_name, old, wanted)
 
-    def _now(self, value: ir.Value) -> Array | None:
+    def _record(self, name: str, old: Array, new: Array) -> None:
+        """A value that only stays what it was needs no entry."""
+        if old.shape != new.shape or not np.array_equal(old, new):
+            self._edits[name] = ShapeEdit(tuple(map(int, old.reshape(-1))), tuple(map(int, new.reshape(-1))))
+
+    def _now(self, value: ir.Value | None) -> Array | None:
         """The value after the cut, in the sample world."""
+        if value is None:
+            return None
         name = value.name or ""
         if value.is_initializer():
             return None if value.const_value is None else value.const_value.numpy()

@@ -19,10 +19,57 @@ from condensec.errors import ModelError
 SMALL = 4096  # elements; larger integer tensors are data, not shape arithmetic
 BATCH = 2  # a sample batch of two keeps a reshape of batch*heads apart from one of heads
 _FOLDABLE = frozenset(
-    "Abs Add And Cast Ceil Clip Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather Greater "
-    "GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg Not Or Pow Range ReduceMax ReduceMin ReduceProd "
-    "ReduceSum Reshape Round ScatterND Shape Size Slice Split Sqrt Squeeze Sub Sum Tile Transpose Trilu Unsqueeze "
-    "Where".split()
+    [
+        "Abs",
+        "Add",
+        "And",
+        "Cast",
+        "Ceil",
+        "Clip",
+        "Concat",
+        "ConstantOfShape",
+        "CumSum",
+        "Div",
+        "Equal",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "Greater",
+        "GreaterOrEqual",
+        "Identity",
+        "Less",
+        "LessOrEqual",
+        "Max",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Pow",
+        "Range",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "Reshape",
+        "Round",
+        "ScatterND",
+        "Shape",
+        "Size",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Tile",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 
 
@@ -58,7 +105,9 @@ class World:
         return found
 
 
-def sample_inputs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None, batch: int) -> dict[str, tuple[int, ...]]:
+def sample_inputs(
+    model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None, batch: int
+) -> dict[str, tuple[int, ...]]:
     """Concrete sizes for every graph input: given ones first, then static ones, then sample sizes."""
     result: dict[str, tuple[int, ...]] = {}
     for value in model.graph.inputs:
@@ -67,7 +116,9 @@ def sample_inputs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None,
         declared = value.shape
         if declared is None:
             if given is None:
-                raise ModelError(f"input '{name}' has no shape", node=name, hint="give it one with --input-shape")
+                raise ModelError(
+                    f"input '{name}' has no shape", node=name, hint="give it one with --input-shape"
+                )
             result[name] = (batch, *given[1:]) if given else ()
             continue
         sizes: list[int] = []
@@ -105,7 +156,10 @@ def build_world(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = 
         except onnx.shape_inference.InferenceError as error:
             failure = error
     reason = str(failure).strip().splitlines()[-1] if failure else "unknown"
-    raise ModelError(f"the model's shapes contradict each other: {reason}", hint="give real sizes with --data or --input-shape")
+    raise ModelError(
+        f"the model's shapes contradict each other: {reason}",
+        hint="give real sizes with --data or --input-shape",
+    )
 
 
 def _fill(model: ir.Model, world: World) -> None:
@@ -138,13 +192,15 @@ def _infer_shapes(model: ir.Model, world: World) -> None:
     graph = onnx.GraphProto(name="sample")
     inits = model.graph.initializers
     known = dict(world.values)
-    known.update((n, v.const_value.numpy()) for n, v in inits.items() if _is_parameter_of_shape(v))
+    known.update(
+        (name, tensor.numpy()) for name, tensor in map(_parameter_of_shape, inits.values()) if tensor
+    )
     for value in model.graph.inputs:
         graph.input.append(_info(value.name or "", value.dtype, world.inputs[value.name or ""], value))
     for name, value in inits.items():
         if name not in known:
             graph.input.append(_info(name, value.dtype, world.shapes[name], value))
-    produced = set()
+    produced: set[str] = set()
     for node in model.graph:
         if all((o.name or "") in known for o in node.outputs):
             continue
@@ -172,10 +228,11 @@ def _infer_shapes(model: ir.Model, world: World) -> None:
         world.shapes[name] = sizes
 
 
-def _is_parameter_of_shape(value: ir.Value) -> bool:
+def _parameter_of_shape(value: ir.Value) -> tuple[str, ir.TensorProtocol | None]:
     """Resize takes its scales as a few floats; inference needs to see them."""
     tensor = value.const_value
-    return tensor is not None and tensor.size <= 16 and tensor.dtype == ir.DataType.FLOAT
+    fits = tensor is not None and tensor.size <= 16 and tensor.dtype == ir.DataType.FLOAT
+    return value.name or "", tensor if fits else None
 
 
 def _info(
@@ -199,7 +256,9 @@ def _evaluate(nodes: list[ir.Node], world: World) -> None:
         results = evaluate_node(node, world.values, world.shapes)
         if results is None:
             continue
-        derived = node.op_type in ("Shape", "Size") or any(i is not None and i.name in world.derived for i in node.inputs)
+        derived = node.op_type in ("Shape", "Size") or any(
+            i is not None and i.name in world.derived for i in node.inputs
+        )
         for output, array in zip(node.outputs, results, strict=False):
             world.values[output.name or ""] = array
             world.shapes[output.name or ""] = array.shape

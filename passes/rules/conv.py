@@ -12,8 +12,7 @@ from condensec.passes.rules import rule
 @rule("Conv", "com.microsoft::FusedConv", "com.microsoft.nchwc::Conv")
 def conv(ctx: Context, node: ir.Node) -> None:
     """Data ``[N, C, ...]``, weight ``[M, C/g, ...]``; grouped: ``C = g x C/g``, ``M = g x M/g``."""
-    data, weight = node.inputs[0], node.inputs[1]
-    assert data is not None and weight is not None
+    data, weight = ctx.operand(node, 0), ctx.operand(node, 1)
     x, w = ctx.layout(data), ctx.layout(weight)
     m, per_group = ctx.shape(weight)[:2]
     groups = _groups(ctx, node)
@@ -27,8 +26,7 @@ def conv(ctx: Context, node: ir.Node) -> None:
 @rule("ConvTranspose")
 def conv_transpose(ctx: Context, node: ir.Node) -> None:
     """Data ``[N, C, ...]``, weight ``[C, M/g, ...]``; grouped: ``C = g x C/g``, ``M = g x M/g``."""
-    data, weight = node.inputs[0], node.inputs[1]
-    assert data is not None and weight is not None
+    data, weight = ctx.operand(node, 0), ctx.operand(node, 1)
     x, w = ctx.layout(data), ctx.layout(weight)
     c, per_group = ctx.shape(weight)[:2]
     groups = _groups(ctx, node)
@@ -64,8 +62,7 @@ def _finish(
     groups: Term | None,
 ) -> None:
     """Bias, fused residual, kernel axes, the output's layout and the cost."""
-    data, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert data is not None and weight is not None
+    data, weight, output = ctx.operand(node, 0), ctx.operand(node, 1), node.outputs[0]
     kernel = ctx.shape(weight)[2:]
     for term in ctx.layout(weight)[2:]:
         ctx.freeze(term, "kernel positions")
@@ -90,5 +87,3 @@ def _finish(
     )
     if outputs is not None:
         ctx.axes.hint(outputs, "channel")
-
-

@@ -9,9 +9,55 @@ from condensec.passes.rules import rule
 
 
 @rule(
-    *"Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu "
-    "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu "
-    "Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu".split(),
+    *[
+        "Abs",
+        "Acos",
+        "Acosh",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "BitwiseNot",
+        "Cast",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Cos",
+        "Cosh",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "IsInf",
+        "IsNaN",
+        "LeakyRelu",
+        "Log",
+        "Mish",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Shrink",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Sinh",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Swish",
+        "Tan",
+        "Tanh",
+        "ThresholdedRelu",
+        "Trilu",
+    ],
     "com.microsoft::Gelu",
     "com.microsoft::FastGelu",
     "com.microsoft::QuickGelu",
@@ -19,12 +65,10 @@ from condensec.passes.rules import rule
 )
 def unary(ctx: Context, node: ir.Node) -> None:
     """One tensor in, the same axes out; a bias (FastGelu, BiasGelu) lies on the last axis."""
-    source = node.inputs[0]
-    assert source is not None
+    source = ctx.operand(node, 0)
     layout = list(ctx.layout(source))
     if node.op_type in ("BiasGelu", "FastGelu") and ctx.has(node, 1):
-        bias = node.inputs[1]
-        assert bias is not None
+        bias = ctx.operand(node, 1)
         ctx.tie(layout[-1], ctx.layout(bias)[0])
     if node.op_type == "Trilu":  # a mask over the last two axes
         for term in layout[-2:]:
@@ -35,19 +79,44 @@ def unary(ctx: Context, node: ir.Node) -> None:
 
 
 @rule(
-    *"Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual "
-    "Max Mean Min Mod Mul Or Pow PRelu Sub Sum Where Xor".split()
+    *[
+        "Add",
+        "And",
+        "BitShift",
+        "BitwiseAnd",
+        "BitwiseOr",
+        "BitwiseXor",
+        "Div",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Max",
+        "Mean",
+        "Min",
+        "Mod",
+        "Mul",
+        "Or",
+        "Pow",
+        "PRelu",
+        "Sub",
+        "Sum",
+        "Where",
+        "Xor",
+    ]
 )
 def broadcasting(ctx: Context, node: ir.Node) -> None:
     """Any number of tensors, numpy broadcasting."""
     ctx.broadcast(node, list(node.inputs), node.outputs[0])
 
 
-@rule("QuantizeLinear", "DequantizeLinear", "com.microsoft::QuantizeLinear", "com.microsoft::DequantizeLinear")
+@rule(
+    "QuantizeLinear", "DequantizeLinear", "com.microsoft::QuantizeLinear", "com.microsoft::DequantizeLinear"
+)
 def quantize(ctx: Context, node: ir.Node) -> None:
     """Scales and zero-points lie on one axis of the tensor, or are scalars, or blocked along it."""
-    source = node.inputs[0]
-    assert source is not None
+    source = ctx.operand(node, 0)
     layout = ctx.layout(source)
     rank = len(layout)
     axis = node.attributes["axis"].as_int() % rank if "axis" in node.attributes and rank else min(1, rank - 1)

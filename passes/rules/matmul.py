@@ -12,8 +12,7 @@ from condensec.passes.rules import rule
 @rule("MatMul", "com.microsoft::FusedMatMul")
 def matmul(ctx: Context, node: ir.Node) -> None:
     """``[..., M, K] @ [..., K, N]``, numpy broadcasting of the leading axes."""
-    a, b = node.inputs[0], node.inputs[1]
-    assert a is not None and b is not None
+    a, b = ctx.operand(node, 0), ctx.operand(node, 1)
     la, sa = list(ctx.layout(a)), list(ctx.shape(a))
     lb, sb = list(ctx.layout(b)), list(ctx.shape(b))
     if _flag(node, "transA") and len(la) > 1:
@@ -79,7 +78,13 @@ def _batch(ctx: Context, la: Layout, sa: list[int], lb: Layout, sb: list[int]) -
 
 
 def _hints(
-    ctx: Context, node: ir.Node, a: ir.Value, b: ir.Value, batch: Layout, contraction: Term | None, columns: Term | None
+    ctx: Context,
+    node: ir.Node,
+    a: ir.Value,
+    b: ir.Value,
+    batch: Layout,
+    contraction: Term | None,
+    columns: Term | None,
 ) -> None:
     """A product of two activations is attention: name its heads and head dimensions."""
     if ctx.is_constant(a) or ctx.is_constant(b):
@@ -98,8 +103,7 @@ def _hints(
 @rule("Gemm", "com.microsoft::FusedGemm")
 def gemm(ctx: Context, node: ir.Node) -> None:
     """``A[M, K] @ B[K, N] + C``, either side transposed."""
-    a, b = node.inputs[0], node.inputs[1]
-    assert a is not None and b is not None
+    a, b = ctx.operand(node, 0), ctx.operand(node, 1)
     la, sa, lb, sb = list(ctx.layout(a)), list(ctx.shape(a)), list(ctx.layout(b)), list(ctx.shape(b))
     if _flag(node, "transA"):
         la, sa = la[::-1], sa[::-1]
@@ -108,8 +112,7 @@ def gemm(ctx: Context, node: ir.Node) -> None:
     ctx.tie(la[1], lb[0], "multiplied with an axis of the data")
     layout: Layout = [la[0], lb[1]]
     if ctx.has(node, 2):
-        bias = node.inputs[2]
-        assert bias is not None
+        bias = ctx.operand(node, 2)
         lc, sc = list(ctx.layout(bias)), list(ctx.shape(bias))
         lc, sc = [None] * (2 - len(lc)) + lc, [1] * (2 - len(sc)) + sc
         for axis in (0, 1):

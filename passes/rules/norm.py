@@ -17,21 +17,18 @@ def batch_norm(ctx: Context, node: ir.Node) -> None:
 @rule("InstanceNormalization")
 def instance_norm(ctx: Context, node: ir.Node) -> None:
     """Like BatchNormalization, with statistics over the spatial axes of each sample."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     for axis in range(2, len(ctx.layout(data))):
         ctx.reduces(node, 0, axis)
     _on_channels(ctx, node, 1, (1, 2))
 
 
 def _on_channels(ctx: Context, node: ir.Node, axis: int, parameters: tuple[int, ...]) -> None:
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     layout = ctx.layout(data)
     for index in parameters:
         if ctx.has(node, index):
-            parameter = node.inputs[index]
-            assert parameter is not None
+            parameter = ctx.operand(node, index)
             ctx.tie(layout[axis], ctx.layout(parameter)[0])
     for output in node.outputs:
         ctx.set(output, layout if output is node.outputs[0] else [layout[axis]])
@@ -46,8 +43,7 @@ def _on_channels(ctx: Context, node: ir.Node, axis: int, parameters: tuple[int, 
 )
 def layer_norm(ctx: Context, node: ir.Node) -> None:
     """Statistics over the last axes; scale and bias broadcast over them."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     layout = ctx.layout(data)
     rank = len(layout)
     first = (node.attributes["axis"].as_int() if "axis" in node.attributes else -1) % rank
@@ -72,8 +68,7 @@ def group_norm(ctx: Context, node: ir.Node) -> None:
 
     Opset 18 keeps one scale a group, opset 21 one a channel.
     """
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     layout = list(ctx.layout(data))
     if node.domain == "com.microsoft":
         for term in layout[1:]:
@@ -89,8 +84,7 @@ def group_norm(ctx: Context, node: ir.Node) -> None:
     if inner is not None:
         ctx.freeze(inner, "GroupNormalization takes statistics over the channels of each group")
     for index in (1, 2):
-        parameter = node.inputs[index]
-        assert parameter is not None
+        parameter = ctx.operand(node, index)
         size = ctx.shape(parameter)[0]
         ctx.tie(group_axis if size == groups != channels else whole, ctx.layout(parameter)[0])
     if group_axis is not None:
@@ -101,8 +95,7 @@ def group_norm(ctx: Context, node: ir.Node) -> None:
 @rule("LpNormalization", "MeanVarianceNormalization")
 def norm_without_parameters(ctx: Context, node: ir.Node) -> None:
     """Statistics over the named axes."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     layout = ctx.layout(data)
     if node.op_type == "LpNormalization":
         axes = [node.attributes["axis"].as_int() if "axis" in node.attributes else -1]
@@ -116,8 +109,7 @@ def norm_without_parameters(ctx: Context, node: ir.Node) -> None:
 @rule("LRN")
 def local_response(ctx: Context, node: ir.Node) -> None:
     """Each channel is scaled by its neighbours: no channel can leave without changing the others."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     layout = ctx.layout(data)
     ctx.freeze(layout[1], "LRN scales each channel by its neighbours")
     ctx.set(node.outputs[0], layout)

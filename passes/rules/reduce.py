@@ -10,13 +10,22 @@ from condensec.passes.rules import rule
 
 
 @rule(
-    *"ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
-    "ReduceSumSquare".split()
+    *[
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceSumSquare",
+    ]
 )
 def reduce(ctx: Context, node: ir.Node) -> None:
     """The named axes collapse; a cut axis among them isn't mask-exact."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     layout = ctx.layout(data)
     axes = ctx.ints(node, 1, "axes")
     if axes is None and ctx.has(node, 1):
@@ -37,8 +46,7 @@ def reduce(ctx: Context, node: ir.Node) -> None:
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax(ctx: Context, node: ir.Node) -> None:
     """Normalizes one axis (from opset 13), or everything from an axis on (before)."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     layout = ctx.layout(data)
     rank = len(layout)
     old = ctx.opset < 13
@@ -51,13 +59,16 @@ def softmax(ctx: Context, node: ir.Node) -> None:
 @rule("ArgMax", "ArgMin", "TopK", "CumSum")
 def ranking(ctx: Context, node: ir.Node) -> None:
     """The result names positions on the axis, or runs along it: that axis can't be cut."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     layout = list(ctx.layout(data))
     if node.op_type == "CumSum":
         axes = ctx.ints(node, 1, "axis") or list(range(len(layout)))
     else:
-        axes = [node.attributes["axis"].as_int() if "axis" in node.attributes else (-1 if node.op_type == "TopK" else 0)]
+        axes = [
+            node.attributes["axis"].as_int()
+            if "axis" in node.attributes
+            else (-1 if node.op_type == "TopK" else 0)
+        ]
     for axis in axes:
         ctx.freeze(layout[axis], f"{node.op_type} runs along this axis")
         layout[axis] = None
@@ -72,15 +83,24 @@ def _keepdims(node: ir.Node) -> bool:
 
 
 @rule(
-    *"MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool MaxRoiPool RoiAlign GridSample".split(),
+    *[
+        "MaxPool",
+        "AveragePool",
+        "LpPool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "GlobalLpPool",
+        "MaxRoiPool",
+        "RoiAlign",
+        "GridSample",
+    ],
     "com.microsoft.nchwc::MaxPool",
     "com.microsoft.nchwc::AveragePool",
     "com.microsoft.nchwc::GlobalAveragePool",
 )
 def pool(ctx: Context, node: ir.Node) -> None:
     """Channels pass; space is pooled, and can't be cut there."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     layout = ctx.layout(data)
     for term in layout[2:]:
         ctx.freeze(term, f"{node.op_type} pools over this axis")
@@ -94,8 +114,7 @@ def pool(ctx: Context, node: ir.Node) -> None:
 @rule("Resize", "Upsample")
 def resize(ctx: Context, node: ir.Node) -> None:
     """Axes whose size stays pass; the others are interpolated and can't be cut."""
-    data, output = node.inputs[0], node.outputs[0]
-    assert data is not None
+    data, output = ctx.operand(node, 0), node.outputs[0]
     layout, before, after = list(ctx.layout(data)), ctx.shape(data), ctx.shape(output)
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
         if old != new or axis not in (0, 1):
@@ -107,6 +126,8 @@ def resize(ctx: Context, node: ir.Node) -> None:
         terms = [layout[axis] for axis in listed]
 
         def new_sizes(kept: Kept, old: Array) -> Array:
-            return np.array([o if t is None else kept.size(t) for o, t in zip(old, terms, strict=True)], old.dtype)
+            return np.array(
+                [o if t is None else kept.size(t) for o, t in zip(old, terms, strict=True)], old.dtype
+            )
 
         ctx.input(node, 3, new_sizes)

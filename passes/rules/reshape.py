@@ -60,14 +60,15 @@ def _aligned(terms: list[tuple[Term | None, int]], sizes: list[int]) -> bool:
 @rule("Reshape")
 def reshape(ctx: Context, node: ir.Node) -> None:
     """Row-major regrouping; the target follows the cut."""
-    data, output = node.inputs[0], node.outputs[0]
-    assert data is not None
+    data, output = ctx.operand(node, 0), node.outputs[0]
     before, after = ctx.shape(data), ctx.shape(output)
     layout = regroup(ctx, ctx.layout(data), before, after)
     ctx.set(output, layout)
 
     def new_target(kept: Kept, old: Array) -> Array:
-        new = [int(o) if o in (0, -1) or t is None else kept.size(t) for o, t in zip(old, layout, strict=True)]
+        new = [
+            int(o) if o in (0, -1) or t is None else kept.size(t) for o, t in zip(old, layout, strict=True)
+        ]
         return np.array(new, old.dtype)
 
     if any(term is not None for term in layout):
@@ -77,16 +78,14 @@ def reshape(ctx: Context, node: ir.Node) -> None:
 @rule("Flatten")
 def flatten(ctx: Context, node: ir.Node) -> None:
     """Two axes: everything before ``axis``, everything from it on."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     ctx.set(node.outputs[0], regroup(ctx, ctx.layout(data), ctx.shape(data), ctx.shape(node.outputs[0])))
 
 
 @rule("Squeeze")
 def squeeze(ctx: Context, node: ir.Node) -> None:
     """Axes of size 1 leave."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     sizes = ctx.shape(data)
     axes = ctx.ints(node, 1, "axes")
     gone = {a % len(sizes) for a in axes} if axes else {a for a, s in enumerate(sizes) if s == 1}
@@ -96,8 +95,7 @@ def squeeze(ctx: Context, node: ir.Node) -> None:
 @rule("Unsqueeze")
 def unsqueeze(ctx: Context, node: ir.Node) -> None:
     """Axes of size 1 come in."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     axes = ctx.ints(node, 1, "axes") or []
     rank = len(ctx.layout(data)) + len(axes)
     new = {a % rank for a in axes}
@@ -108,14 +106,16 @@ def unsqueeze(ctx: Context, node: ir.Node) -> None:
 @rule("DepthToSpace", "SpaceToDepth")
 def depth_space(ctx: Context, node: ir.Node) -> None:
     """Channels are ``C`` times a block of ``b x b`` positions that can't be cut."""
-    data = node.inputs[0]
-    assert data is not None
+    data = ctx.operand(node, 0)
     layout = ctx.layout(data)
     block = node.attributes["blocksize"].as_int()
     if node.op_type == "SpaceToDepth":
         pixels = ctx.axes.fixed(block * block, "positions of a block")
         channels = layout[1]
-        ctx.set(node.outputs[0], [layout[0], ctx.axes.product([pixels, *([channels] if channels else [])]), None, None])
+        ctx.set(
+            node.outputs[0],
+            [layout[0], ctx.axes.product([pixels, *([channels] if channels else [])]), None, None],
+        )
         return
     pixels = ctx.axes.fixed(block * block, "positions of a block")
     count = ctx.shape(data)[1] // (block * block)
