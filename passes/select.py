@@ -83,29 +83,15 @@ def unit_order(
     return order
 
 
-def step_of(analysis: Analysis, group: Group, align: int) -> int:
-    """Smallest number of units that keeps the group's weight axes aligned.
-
-    A unit that carries several channels (a head of 64) aligns by itself.
-    """
-    if align <= 1 or not group.axes:
-        return 1
+def carried(analysis: Analysis, group: Group) -> int:
+    """Channels that one unit carries on each of its weight axes (a head: its dimensions); at least 1."""
     view = GroupView(analysis, group, {})
-    carried = 0
+    found = 0
     for ref in group.axes:
         term = analysis.weight_layouts[ref.tensor][ref.axis]
         assert term is not None
-        units = view.units(term)
-        carried = gcd(carried, int((units >= 0).sum()) // group.size)
-    return align // gcd(align, max(carried, 1))
-
-
-def levels(size: int, step: int, fine: int) -> list[int]:
-    """Allowed widths, descending: all, then multiples of the grid; small groups use the finer one."""
-    if size < 2 * step:
-        step = max(1, min(fine, step))
-    found = [n for n in range((size - 1) // step * step, 0, -step)]
-    return [size, *found]
+        found = gcd(found, int((view.units(term) >= 0).sum()) // group.size)
+    return max(found, 1)
 
 
 class Widths:
@@ -121,7 +107,9 @@ class Widths:
             ids = {a.id for a in group.atoms}
             self._of_group[group.id] = [c for c in analysis.context.costs if ids & _atom_ids(analysis, c)]
         self.node_costs = {c.node.name or "": self._cost(c) for c in analysis.context.costs}
-        self.totals = np.sum(list(self.node_costs.values()), axis=0) if self.node_costs else np.zeros(len(goals))
+        self.totals = (
+            np.sum(list(self.node_costs.values()), axis=0) if self.node_costs else np.zeros(len(goals))
+        )
 
     def shape(self, cost: Cost) -> NodeShape:
         """A node at the current widths."""
@@ -147,7 +135,7 @@ class Widths:
 
     def set(self, group: Group, count: int) -> None:
         """Give a group a width and update the totals."""
-        self._assign(group, count)
+        self.assign(group, count)
         for cost in self._of_group[group.id]:
             name = cost.node.name or ""
             new = self._cost(cost)
@@ -156,13 +144,16 @@ class Widths:
 
     def saving(self, group: Group, count: int, current: int) -> npt.NDArray[np.float64]:
         """What each goal's cost would fall by."""
-        self._assign(group, count)
+        self.assign(group, count)
         new = sum((self._cost(c) for c in self._of_group[group.id]), np.zeros(len(self.goals)))
-        self._assign(group, current)
-        old = sum((self.node_costs[c.node.name or ""] for c in self._of_group[group.id]), np.zeros(len(self.goals)))
+        self.assign(group, current)
+        old = sum(
+            (self.node_costs[c.node.name or ""] for c in self._of_group[group.id]), np.zeros(len(self.goals))
+        )
         return np.asarray(old - new)
 
-    def _assign(self, group: Group, count: int) -> None:
+    def assign(self, group: Group, count: int) -> None:
+        """Give a group a width, without the totals."""
         if len(group.atoms) == 1:
             self.sizes[group.atoms[0].id] = count
             return
@@ -171,7 +162,11 @@ class Widths:
 
 
 def _atom_ids(analysis: Analysis, cost: Cost) -> set[int]:
-    terms = [t for t in (*cost.factors, cost.inputs, cost.outputs, cost.groups) if t is not None and not isinstance(t, int)]
+    terms = [
+        t
+        for t in (*cost.factors, cost.inputs, cost.outputs, cost.groups)
+        if t is not None and not isinstance(t, int)
+    ]
     return {a.id for t in terms for a in analysis.axes.atoms(t)}
 
 
@@ -190,6 +185,7 @@ def choose(
     goals: Sequence[Goal],
     grid: Mapping[str, Sequence[int]],
     start: Mapping[str, int] | None = None,
+    max_units: int | None = None,
 ) -> Choice:
     """Widths that meet every goal with the least summed loss, as far as they can be met.
 
@@ -199,6 +195,7 @@ def choose(
         goals: budgets; with none nothing is cut.
         grid: allowed widths by group id, descending.
         start: widths of an earlier cycle, to cut on from.
+        max_units: stop after this many units, even if no goal is reached.
     """
     widths = Widths(analysis, goals)
     counts = {g.id: g.size for g in analysis.groups}
@@ -208,7 +205,8 @@ def choose(
             widths.set(group, counts[group.id])
     limits = np.array([g.limit for g in goals], np.float64)
     scale = np.maximum(widths.totals, 1e-30)
-    while np.any(widths.totals > limits):
+    first = sum(counts.values())
+    while np.any(widths.totals > limits) and (max_units is None or first - sum(counts.values()) < max_units):
         best = _best_step(analysis, sensitivity, widths, counts, grid, widths.totals > limits, scale)
         if best is None:
             break

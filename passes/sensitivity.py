@@ -54,7 +54,10 @@ class Sensitivity:
     def to_json(self) -> dict[str, dict[str, float]]:
         """Group id -> kept share -> loss."""
         return {
-            name: {f"{k / curve.kept[0]:.4g}": loss for k, loss in zip(curve.kept[1:], curve.loss[1:], strict=True)}
+            name: {
+                f"{k / curve.kept[0]:.4g}": loss
+                for k, loss in zip(curve.kept[1:], curve.loss[1:], strict=True)
+            }
             for name, curve in self.curves.items()
         }
 
@@ -88,13 +91,19 @@ def measure(
     reference = run(session, samples, whole)
     curves: dict[str, Curve] = {}
     for number, group in enumerate(analysis.groups):
-        curves[group.id] = _curve(session, graph.masks, analysis, group, order[group.id], samples, reference, ratios)
+
+        def outputs(units: npt.NDArray[np.int64], group: Group = group) -> dict[str, Array]:
+            return run(session, samples, graph.masks(analysis.kept({group.id: units})))
+
+        curves[group.id] = _curve(group, order[group.id], outputs, reference, ratios)
         if progress is not None:
             progress(group.id, (number + 1) / len(analysis.groups))
     return Sensitivity(curves, len(samples), time.monotonic() - start)
 
 
-def _affordable(session: Session, masks: Mapping[str, Array], samples: Samples, seconds: float, runs: int) -> Samples:
+def _affordable(
+    session: Session, masks: Mapping[str, Array], samples: Samples, seconds: float, runs: int
+) -> Samples:
     """As many samples as fit into the time, at least one call's worth."""
     batch = batch_size(session)
     probe = samples.subset(np.arange(min(len(samples), batch)))
@@ -130,12 +139,9 @@ def run(session: Session, samples: Samples, masks: Mapping[str, Array]) -> dict[
 
 
 def _curve(
-    session: Session,
-    masks: Callable[[Any], dict[str, Array]],
-    analysis: Analysis,
     group: Group,
     order: npt.NDArray[np.int64],
-    samples: Samples,
+    outputs: Callable[[npt.NDArray[np.int64]], dict[str, Array]],
     reference: Mapping[str, Array],
     ratios: Sequence[float],
 ) -> Curve:
@@ -144,9 +150,8 @@ def _curve(
         count = max(1, round(group.size * ratio))
         if count >= kept[-1]:
             continue
-        outputs = run(session, samples, masks(analysis.kept({group.id: order[:count]})))
         kept.append(count)
-        loss.append(max(loss[-1], output_error(reference, outputs)))
+        loss.append(max(loss[-1], output_error(reference, outputs(order[:count]))))
     if kept[-1] > 1:  # beyond the ladder: at least as steep as its last step
         slope = (loss[-1] - loss[-2]) / (kept[-2] - kept[-1]) if len(kept) > 1 else 1.0
         kept.append(1)

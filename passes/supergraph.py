@@ -72,7 +72,9 @@ def build(analysis: Analysis, weights: Mapping[str, npt.NDArray[Any]] | None = N
     for name, array in (weights or {}).items():
         value = model.graph.initializers.get(name)
         if value is not None and value.const_value is not None:
-            value.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=value.const_value.dtype, name=name)
+            value.const_value = ir.Tensor(
+                np.ascontiguousarray(array), dtype=value.const_value.dtype, name=name
+            )
     return SuperGraph(model, tuple(points))
 
 

@@ -41,8 +41,10 @@ class GroupView:
     seed: int = 0
 
     def slices(self) -> Iterator[tuple[str, npt.NDArray[Any], npt.NDArray[np.int64]]]:
-        """For each weight axis of the group: weight name, weight with that axis first and the rest flat
-        ``[n, rest]``, and the unit each of the ``n`` indices belongs to (-1: none)."""  # noqa: D209
+        """For each weight axis of the group: the weight's name, the weight ``[n, rest]``, the units ``[n]``.
+
+        The group's axis comes first, the others are flattened; an index that belongs to no unit has -1.
+        """
         model = self.analysis.model
         for ref in self.group.axes:
             array = self.weights.get(ref.tensor)
@@ -52,7 +54,11 @@ class GroupView:
                 array = tensor.numpy()
             term = self.analysis.weight_layouts[ref.tensor][ref.axis]
             assert term is not None
-            yield ref.tensor, np.moveaxis(array, ref.axis, 0).reshape(array.shape[ref.axis], -1), self.units(term)
+            yield (
+                ref.tensor,
+                np.moveaxis(array, ref.axis, 0).reshape(array.shape[ref.axis], -1),
+                self.units(term),
+            )
 
     def units(self, term: Any) -> npt.NDArray[np.int64]:
         """Unit index of the group for each index of an axis, or -1."""
@@ -67,7 +73,9 @@ class GroupView:
     def gather(self, per_index: FloatArray, units: npt.NDArray[np.int64]) -> FloatArray:
         """Sum a score per index into a score per unit: ``[size]``."""
         inside = units >= 0
-        return np.bincount(units[inside], weights=per_index[inside], minlength=self.group.size).astype(np.float64)
+        return np.bincount(units[inside], weights=per_index[inside], minlength=self.group.size).astype(
+            np.float64
+        )
 
 
 Criterion = Callable[[GroupView], FloatArray]

@@ -1,0 +1,102 @@
+"""The line: load, groups, sensitivity, cycles of (select, prune, heal, judge), proof, emit, bench, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from condensec.config import Config, check_output
+from condensec.passes import criteria
+from condensec.passes.select import unit_order
+from condensec.passes.sensitivity import Sensitivity, measure
+from condensec.report.model import Report
+from condensec.stages import cycles, finish, goals, job, summary
+from condensec.stages.cycles import Means
+from condensec.stages.goals import Budgets
+from condensec.stages.heal import Healer
+from condensec.stages.job import Job
+from condensec.stages.state import Checkpoints, Progress
+from condensec.stages.steps import Observer, Steps
+
+# settings that don't change what is computed, only where or whether it is written
+_NOT_IN_KEY = frozenset(("output", "resume", "dry_run", "command", "jobs"))
+
+
+def compress(config: Config, observer: Observer | None = None) -> Report:
+    """The whole line: a model in, a smaller and faster one, its plan and its report out.
+
+    Args:
+        config: validated settings.
+        observer: told of every step, see `condensec.stages.steps.Steps`.
+
+    Raises:
+        CondensecError: see `condensec.errors`; the files of an earlier run stay as they were.
+    """
+    steps = Steps(observer)
+    targets = job.find_targets(config)
+    if not config.dry_run:
+        check_output(Path(config.output))
+    loaded = steps.run("load", job.load_model, config)
+    data = steps.run("data", job.read_data, config, loaded)
+    analysis = steps.run("groups", job.find_groups, config, loaded, data)
+    work = steps.run("baseline", job.measure_baseline, config, loaded, data, targets, analysis)
+    models = steps.run("latency", goals.latency_models, work)
+    budgets = steps.run("budget", finish.budgets, work, models)
+    means = steps.run("sensitivity", _means, work, budgets, steps)
+    checkpoints = Checkpoints(Path(config.output) / "state", _key(work))
+    progress = _start(config, checkpoints)
+    if config.dry_run:
+        return summary.dry_run(work, means, progress, steps)
+    staging = checkpoints.folder / "staging"
+    while True:
+        progress = cycles.run_cycles(work, means, steps, checkpoints, progress)
+        cut, healed = cycles.final_cut(work, progress.best)
+        proven = steps.run("verify", finish.prove, work, cut, healed)
+        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
+        again = cycles.corrected(work, budgets, progress, emitted)
+        if again is None:
+            break
+        progress = again
+    finish.write_model(work, cut, healed, staging)
+    report = steps.run(
+        "report", summary.conclude, work, means, progress, cut, proven, emitted, steps, staging
+    )
+    finish.publish(work, cut, report, staging)
+    checkpoints.clear()
+    return report
+
+
+def _means(work: Job, budgets: Budgets, steps: Steps) -> Means:
+    """Order of the units, loss curves and grid."""
+    order = unit_order(work.analysis, criteria.get(work.config.criterion), seed=work.config.seed)
+    curves = Sensitivity({}, 0, 0.0)
+    if work.config.keep is None:
+        curves = measure(
+            work.analysis,
+            order,
+            work.data.splits.calibration,
+            threads=work.config.jobs,
+            progress=lambda group, share: steps.progress("sensitivity", share, group),
+        )
+    healer = Healer(work, steps, Path(work.config.output) / "state")
+    return Means(order, curves, goals.widths_grid(work), budgets, healer)
+
+
+def _key(work: Job) -> str:
+    """Identifies model, data and settings, so that a checkpoint is only used where it belongs."""
+    settings = {k: repr(v) for k, v in sorted(vars(work.config).items()) if k not in _NOT_IN_KEY}
+    digest = hashlib.sha256(json.dumps([work.sha256, settings]).encode())
+    for name, array in sorted(work.reference.items()):
+        digest.update(name.encode() + array.tobytes())  # the original's outputs stand for the data
+    return digest.hexdigest()
+
+
+def _start(config: Config, checkpoints: Checkpoints) -> Progress:
+    """The last checkpoint with ``--resume``, else a fresh start."""
+    found = checkpoints.load() if config.resume else None
+    if found is None:
+        if not config.dry_run:
+            checkpoints.clear()
+        return Progress(step=config.step)
+    return found

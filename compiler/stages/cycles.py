@@ -1,0 +1,206 @@
+"""The loop: choose, cut, repair, heal, judge; accept, or roll back with a smaller step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from condensec.errors import HealError
+from condensec.passes.prune import Cut, carried, prune, with_weights
+from condensec.passes.select import Choice, Goal, Widths, choose
+from condensec.passes.sensitivity import Sensitivity
+from condensec.report.model import Cycle
+from condensec.stages.finish import Emitted
+from condensec.stages.goals import Budgets
+from condensec.stages.heal import Healed, Healer
+from condensec.stages.job import Job
+from condensec.stages.state import Candidate, Checkpoints, Progress
+from condensec.stages.steps import Steps
+
+Weights = Mapping[str, npt.NDArray[Any]]
+SMALLEST_STEP = 1 / 8  # of the asked step: below that the guard has said stop
+ROUNDS = 3  # of correcting the latency model by measurements
+WITHIN = 1.02  # of the asked latency: nearer than the measurement repeats
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the loop decides with.
+
+    Attributes:
+        order: units of each group, most important first.
+        sensitivity: loss curves.
+        grid: allowed widths, descending, by group id.
+        budgets: what has to be reached.
+        healer: how a cut model learns again.
+    """
+
+    order: Mapping[str, npt.NDArray[np.int64]]
+    sensitivity: Sensitivity
+    grid: Mapping[str, list[int]]
+    budgets: Budgets
+    healer: Healer
+
+    def uniform(self) -> dict[str, int]:
+        """``--keep``: every group at its lower level."""
+        return {name: levels[-1] for name, levels in self.grid.items()}
+
+    def units(self, job: Job, counts: Mapping[str, int]) -> dict[str, list[int]]:
+        """The most important units of every group that is cut, ascending."""
+        return {
+            g.id: sorted(int(i) for i in self.order[g.id][: counts[g.id]])
+            for g in job.analysis.groups
+            if counts[g.id] < g.size
+        }
+
+
+def run_cycles(
+    job: Job, means: Means, steps: Steps, checkpoints: Checkpoints, progress: Progress
+) -> Progress:
+    """Cycles until the budgets are met, or the guard says stop. A checkpoint after each."""
+    while not progress.finished:
+        progress = _cycle(job, means, steps, progress)
+        checkpoints.save(progress)
+    return progress
+
+
+def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress:
+    start = time.monotonic()
+    choice = steps.run("select", _choose, job, means, progress)
+    before = job.full_counts(progress.best.counts)
+    if dict(choice.counts) == before:
+        return replace(progress, finished=True, reached=choice.reached)
+    units = means.units(job, choice.counts)
+    cut, weights = steps.run("prune", _cut, job, units, progress.best)
+    healed, pruned = _heal(job, means.healer, steps, cut, weights, progress, last=choice.reached)
+    accepted = job.keeps_guard(healed.metric)
+    cycle = Cycle(
+        n=len(progress.cycles) + 1,
+        macs=macs_share(job, choice.counts),
+        metric_pruned=pruned,
+        metric_healed=healed.metric,
+        accepted=accepted,
+        seconds=round(time.monotonic() - start, 3),
+        latency=means.budgets.latency_share(choice),
+        healed_how=healed.how,
+        note=healed.note if accepted else _rollback_note(job, healed),
+    )
+    spent = progress.heal_seconds + healed.gradient_seconds
+    progress = replace(progress, cycles=(*progress.cycles, cycle), heal_seconds=spent)
+    if not accepted:
+        step = progress.step / 2
+        stop = job.one_shot or step < SMALLEST_STEP * job.config.step
+        return replace(progress, step=step, finished=stop, reached=False)
+    best = Candidate(dict(choice.counts), units, healed.weights, healed.metric)
+    return replace(progress, best=best, finished=choice.reached, reached=choice.reached)
+
+
+def _choose(job: Job, means: Means, progress: Progress) -> Choice:
+    if job.config.keep is not None:  # uniform: every group goes to its lower level
+        return Choice(means.uniform(), True, ())
+    left = sum(job.full_counts(progress.best.counts).values())
+    return choose(
+        job.analysis,
+        means.sensitivity,
+        means.budgets.goals(progress.correction),
+        means.grid,
+        start=progress.best.counts,
+        max_units=None if job.one_shot else max(1, math.ceil(progress.step * left)),
+    )
+
+
+def _cut(job: Job, units: Mapping[str, list[int]], best: Candidate) -> tuple[Cut, Weights]:
+    """The deeper cut, and the weights healed so far, sliced for it."""
+    cut = prune(job.analysis, units, sha256=job.sha256)
+    if not best.weights:
+        return cut, {}
+    before = prune(job.analysis, best.units, sha256=job.sha256).plan
+    return cut, carried(best.weights, before, cut.plan)
+
+
+def _rollback_note(job: Job, healed: Healed) -> str:
+    return f"rolled back: {job.points_lost(healed.metric):.2f} points lost, {job.config.max_drop:g} allowed"
+
+
+def _heal(
+    job: Job, healer: Healer, steps: Steps, cut: Cut, weights: Weights, progress: Progress, *, last: bool
+) -> tuple[Healed, float]:
+    """Closed form first; by gradient where the guard is in danger, or in the last cycle.
+
+    Returns the best weights found, and the metric before any healing.
+    """
+    pruned = steps.run("judge", job.judge, with_weights(cut.model, weights))
+    best = Healed(weights=weights, metric=pruned)
+    if healer.closed_form:
+        repaired = steps.run("repair", healer.repair, cut, best.weights)
+        best = _better(job, steps, cut, best, repaired)
+    seconds = healer.allowance(progress, last=last, endangered=job.endangered(best.metric))
+    if seconds is not None:
+        try:
+            healed = steps.run("heal", healer.train, cut, best.weights, seconds)
+        except HealError as error:
+            return replace(best, note=f"healing failed: {error.message}"), pruned
+        best = _better(job, steps, cut, best, healed)
+    return best, pruned
+
+
+def _better(job: Job, steps: Steps, cut: Cut, before: Healed, after: Healed) -> Healed:
+    """The healed weights where they are at least as good, else those before; time spent counts either way."""
+    weights = {**before.weights, **after.weights}
+    metric = steps.run("judge", job.judge, with_weights(cut.model, weights))
+    spent = before.gradient_seconds + after.gradient_seconds
+    if job.better(before.metric, metric):
+        return replace(before, gradient_seconds=spent, note=f"{after.how} made it no better")
+    how = after.how if before.how == "off" else f"{before.how}, then {after.how}"
+    return replace(after, weights=weights, metric=metric, how=how, gradient_seconds=spent)
+
+
+def macs_share(job: Job, counts: Mapping[str, int]) -> float:
+    """MACs at some widths over those of the original."""
+    widths = Widths(job.analysis, ())
+    for group in job.analysis.groups:
+        widths.assign(group, counts.get(group.id, group.size))
+    return job.analysis.macs(widths.sizes) / max(1, job.analysis.macs())
+
+
+def corrected(
+    job: Job, budgets: Budgets, progress: Progress, emitted: Mapping[str, Emitted]
+) -> Progress | None:
+    """Where a measured latency misses its budget: the state to go on from, prediction corrected.
+
+    None where the budgets are met, the guard has said stop, or three rounds of correction didn't help.
+    """
+    if not progress.reached or progress.rounds >= ROUNDS or not budgets.asked:
+        return None
+    correction = dict(progress.correction)
+    missed = False
+    for limit in budgets.limits:
+        comparison = emitted[limit.target].comparison if limit.target else None
+        if comparison is None:
+            continue
+        allowed = (
+            limit.budget.value if limit.budget.relative else limit.budget.value / (comparison.a.seconds * 1e3)
+        )
+        if comparison.ratio > allowed * WITHIN:
+            widths = Widths(job.analysis, [Goal(limit.key, limit.cost, limit.limit)])
+            for group in job.analysis.groups:
+                widths.set(group, progress.best.counts.get(group.id, group.size))
+            predicted = float(widths.totals[0]) / limit.dense
+            correction[limit.key] = max(comparison.ratio / predicted, correction.get(limit.key, 1.0))
+            missed = True
+    if not missed:
+        return None
+    return replace(progress, correction=correction, rounds=progress.rounds + 1, finished=False, reached=False)
+
+
+def final_cut(job: Job, best: Candidate) -> tuple[Cut, ir.Model]:
+    """The accepted model: the cut as planned (unhealed, for the proof), and the healed one."""
+    cut = prune(job.analysis, best.units, sha256=job.sha256)
+    return cut, with_weights(cut.model, best.weights)

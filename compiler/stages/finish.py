@@ -1,0 +1,209 @@
+"""The end of the line: the proof, the files, the measurements."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from condensec import io, verify
+from condensec.errors import PostconditionError
+from condensec.hardware import bench, emit
+from condensec.hardware.latency import LatencyModel
+from condensec.hardware.target import Target
+from condensec.passes.prune import Cut, prune
+from condensec.report.html import write_html
+from condensec.report.model import GraphRun, Report
+from condensec.runner import Session
+from condensec.stages.goals import Budgets, read_budgets
+from condensec.stages.job import Job
+
+Feeds = dict[str, npt.NDArray[Any]]
+PROOF_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What was proven of the cut, and where the emitted graph was run."""
+
+    proof: verify.Proof | None
+    runs: tuple[GraphRun, ...]
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """One target's graph and its measurement.
+
+    Attributes:
+        artifact: what was written.
+        comparison: measured against the original, where the target can be measured here.
+        predicted: modelled latency in seconds (before, after), where it can't.
+        metric: of the emitted graph, on test samples.
+        fallback: why the original's graph was written instead, or empty.
+    """
+
+    artifact: emit.Artifact
+    comparison: bench.Comparison | None
+    predicted: tuple[float, float] | None
+    metric: float | None
+    fallback: str = ""
+
+
+def feeds_of(job: Job, count: int) -> Feeds:
+    """Real inputs for one call of ``count`` samples, or the model's own batch where it is fixed."""
+    samples = job.data.splits.calibration
+    fixed = next(
+        (s.shape[0] for s in job.loaded.signature.inputs if s.shape and isinstance(s.shape[0], int)), None
+    )
+    index = np.arange(fixed or count) % len(samples)
+    return {name: np.ascontiguousarray(array[index]) for name, array in samples.inputs.items()}
+
+
+def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:
+    """Masked equivalence of the cut, and runs of the healed graph at two batch sizes.
+
+    Raises:
+        PostconditionError: the cut isn't what the plan says; names the group. Nothing is written then.
+    """
+    proof = None
+    if cut.plan.kept():
+        proof = verify.check(
+            job.loaded.model, cut.plan, cut.model, feeds_of(job, PROOF_SAMPLES), threads=job.config.jobs
+        )
+        if not proof.passed:
+            raise PostconditionError(_blame(job, cut, proof))
+    return Proven(proof, _runs(job, healed))
+
+
+def _blame(job: Job, cut: Cut, proof: verify.Proof) -> str:
+    """Find the group that is cut wrongly by cutting each alone."""
+    guilty = [name for name, kept in cut.plan.kept().items() if not _alone(job, name, kept)]
+    what = f"group {guilty[0]}" if guilty else f"the groups {', '.join(cut.plan.kept())} together"
+    return (
+        f"the cut of {what} isn't equivalent to the masked original "
+        f"(error {proof.max_abs_error:.3g} on outputs of up to {proof.scale:.3g}); nothing was written"
+    )
+
+
+def _alone(job: Job, group: str, kept: tuple[int, ...]) -> bool:
+    single = prune(job.analysis, {group: kept}, sha256=job.sha256)
+    return verify.check(job.loaded.model, single.plan, single.model, feeds_of(job, PROOF_SAMPLES)).passed
+
+
+def _runs(job: Job, healed: ir.Model) -> tuple[GraphRun, ...]:
+    """One run at the original input shapes, one at a second batch size where the batch is dynamic."""
+    session = Session(healed, threads=job.config.jobs)
+    runs: list[GraphRun] = []
+    for count in (1, 3):
+        feeds = feeds_of(job, count)
+        shapes = ", ".join(f"{name}: {'x'.join(map(str, array.shape))}" for name, array in feeds.items())
+        if any(run.inputs == shapes for run in runs):
+            continue  # the batch is fixed
+        outputs = session.run(feeds)
+        for name, array in outputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise PostconditionError(f"output '{name}' of the cut model isn't finite", node=name)
+        runs.append(GraphRun("model.onnx", shapes))
+    return tuple(runs)
+
+
+def emit_target(
+    job: Job, target: Target, healed: ir.Model, folder: Path, models: Mapping[str, LatencyModel]
+) -> Emitted:
+    """Write one target's graph and measure it; the original instead where the cut one would be slower."""
+    out = folder / target.name
+    artifact = _emit(job, target, healed, out)
+    emitted = _measured(job, target, artifact, models)
+    if emitted.comparison is not None and emitted.comparison.verdict == "slower":
+        again = _measured(job, target, _emit(job, target, job.analysis.model, out), models)
+        ratio = emitted.comparison.ratio
+        reason = f"the cut graph took {ratio:.2f}x of the original's time, so the original was emitted"
+        return replace(again, fallback=reason)
+    return emitted
+
+
+def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact:
+    return emit.emit(
+        model,
+        target,
+        out,
+        precision=job.config.quantize,
+        samples=job.data.splits.calibration,
+        threads=job.config.jobs,
+    )
+
+
+def _measured(
+    job: Job, target: Target, artifact: emit.Artifact, models: Mapping[str, LatencyModel]
+) -> Emitted:
+    test = job.data.splits.test
+    reference = Session(job.loaded.path, threads=job.config.jobs).run_samples(test)
+    metric = job.evaluate(artifact.path, test, reference)
+    if target.how_verified() == "measured":
+        comparison = bench.compare(job.loaded.path, artifact.path, feeds_of(job, 1))
+        return Emitted(artifact, comparison, None, metric)
+    model = models[target.name]
+    shapes = {name: array.shape for name, array in feeds_of(job, 1).items()}
+    return Emitted(
+        artifact, None, (model.predict(job.loaded.path, shapes), model.predict(artifact.path, shapes)), metric
+    )
+
+
+def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
+    """The budgets as limits; measures the original where one is in milliseconds."""
+    dense: dict[str, float] = {}
+    if any(b.kind == "latency" and not b.relative for b in job.config.budgets):
+        feeds = feeds_of(job, 1)
+        shapes = {name: array.shape for name, array in feeds.items()}
+        for target in job.targets:
+            measured = target.how_verified() == "measured"
+            seconds = (
+                bench.measure(job.loaded.path, feeds).seconds
+                if measured
+                else models[target.name].predict(job.loaded.path, shapes)
+            )
+            dense[target.name] = seconds * 1e3
+    return read_budgets(job, models, dense, job.loaded.path.stat().st_size)
+
+
+def emit_all(
+    job: Job, healed: ir.Model, models: Mapping[str, LatencyModel], staging: Path
+) -> dict[str, Emitted]:
+    """Every target's graph, in a staging folder."""
+    shutil.rmtree(staging, ignore_errors=True)
+    return {t.name: emit_target(job, t, healed, staging, models) for t in job.targets}
+
+
+def write_model(job: Job, cut: Cut, healed: ir.Model, staging: Path) -> Path:
+    """The healed fp32 graph, which names its provenance, in the staging folder."""
+    from condensec import __version__
+
+    healed.metadata_props["condensec.version"] = __version__
+    healed.metadata_props["condensec.original_sha256"] = job.sha256
+    healed.metadata_props["condensec.plan_sha256"] = cut.plan.digest()
+    path = staging / "model.onnx"
+    staging.mkdir(parents=True, exist_ok=True)
+    io.save(healed, path)
+    return path
+
+
+def publish(job: Job, cut: Cut, report: Report, staging: Path) -> None:
+    """Move everything to its final name, the report last; then the run is over."""
+    folder = Path(job.config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (staging / "plan.json").write_text(cut.plan.dumps(), encoding="utf-8")
+    (staging / "condensec.toml").write_text(job.config.to_toml(), encoding="utf-8")
+    write_html(report, staging / "report.html")
+    (staging / "report.json").write_text(report.dumps(), encoding="utf-8")
+    for source in sorted(staging.rglob("*"), key=lambda p: (p.name == "report.json", str(p))):
+        if source.is_file():
+            target = folder / source.relative_to(staging)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)

@@ -1,0 +1,115 @@
+"""How a cut model learns again: closed form, then by gradient in its own process, as the budget says."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from condensec import io
+from condensec.healing import HealOptions, HealResult, closed_form, heal
+from condensec.passes.prune import Cut, with_weights
+from condensec.specs import parse_heal
+from condensec.stages.job import Job
+from condensec.stages.state import Progress
+from condensec.stages.steps import Steps
+
+Weights = Mapping[str, npt.NDArray[Any]]
+LEAST_SECONDS = 2.0  # below that the worker's start costs more than it heals
+REPAIR_SAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Healed:
+    """Weights after some healing.
+
+    Attributes:
+        weights: all weights that differ from the plain cut, in the cut's shapes.
+        metric: on validation samples; NaN until judged.
+        how: in words.
+        gradient_seconds: time spent training.
+        note: what else is worth saying.
+    """
+
+    weights: Weights = field(default_factory=dict)
+    metric: float = float("nan")
+    how: str = "off"
+    gradient_seconds: float = 0.0
+    note: str = ""
+
+
+class Healer:
+    """Heals cuts of one job; keeps what the healing cost, for the report."""
+
+    def __init__(self, job: Job, steps: Steps, folder: Path) -> None:
+        self.spec = parse_heal(job.config.heal)
+        self._job = job
+        self._steps = steps
+        self._folder = folder
+        self.results: list[HealResult] = []
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether cuts are repaired by least squares."""
+        return self.spec.closed_form
+
+    def allowance(self, progress: Progress, *, last: bool, endangered: bool) -> float | None:
+        """Seconds of gradient healing for this cycle (inf: as many as the epochs take), or None for none.
+
+        A cycle in between trains only where the guard is in danger, and on at most a quarter of what is
+        left; the last cycle gets the rest.
+        """
+        if not self.spec.gradient or self._job.data.synthetic:
+            return None
+        if self.spec.epochs is not None:
+            return float("inf") if last or endangered else None
+        left = 60 * (self.spec.minutes or 0.0) - progress.heal_seconds
+        share = left if last else left / 4 if endangered else 0.0
+        return share if share >= LEAST_SECONDS else None
+
+    def repair(self, cut: Cut, weights: Weights) -> Healed:
+        """Closed form: least squares on calibration activations against the original."""
+        student = with_weights(cut.model, weights)
+        samples = self._job.data.splits.calibration.first(REPAIR_SAMPLES)
+        result = closed_form.repair(self._job.analysis.model, student, samples, cut.plan)
+        return Healed(dict(result.weights), how="closed-form")
+
+    def train(self, cut: Cut, weights: Weights, seconds: float) -> Healed:
+        """By gradient, in the worker's own process: distil the original, and the labels where there are any.
+
+        Raises:
+            HealError: the worker crashed, hung or could not be had; the weights before stay.
+        """
+        job, splits = self._job, self._job.data.splits
+        by_epochs = seconds == float("inf")
+        options = HealOptions(
+            epochs=self.spec.epochs if by_epochs else None,
+            minutes=None if by_epochs else seconds / 60,
+            seed=job.config.seed,
+            jobs=job.config.jobs,
+        )
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="condensec-heal-") as name:
+            folder = Path(name)
+            student, teacher = folder / "student.onnx", folder / "teacher.onnx"
+            io.save(with_weights(cut.model, weights), student)
+            io.save(job.analysis.model, teacher)
+            result = heal(
+                student,
+                teacher,
+                splits.train,
+                splits.validation,
+                options,
+                metric=job.data.metric,
+                state=self._folder / "heal",
+                progress=lambda share, text: self._steps.progress("heal", share, text),
+            )
+        self.results.append(result)
+        spent = time.monotonic() - start
+        how = f"epochs={self.spec.epochs}" if by_epochs else f"minutes={spent / 60:.2g}"
+        return Healed(dict(result.weights), how=how, gradient_seconds=spent, note=result.note)

@@ -1,0 +1,204 @@
+"""The job: everything that is known before the first cut, settled once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from condensec import io
+from condensec.config import Config
+from condensec.data import Samples, Signature, Splits, split, synthetic
+from condensec.data import load as load_data
+from condensec.errors import ConfigError, DataError, TargetUnavailable
+from condensec.hardware.target import Target, get
+from condensec.metrics import Metric, resolve
+from condensec.passes.groups import Analysis, analyze
+from condensec.runner import Session
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+SYNTHETIC_SAMPLES = 96
+GUARD_SECONDS = 20.0  # the guard is judged several times a run: fewer samples where the model is slow
+LEAST_GUARD = 64
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The original file.
+
+    Attributes:
+        path: as given.
+        model: lazily loaded, never changed.
+        sha256: hash of the file.
+        signature: inputs and outputs.
+    """
+
+    path: Path
+    model: ir.Model
+    sha256: str
+    signature: Signature
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples kept apart, and how they are judged."""
+
+    splits: Splits
+    metric: Metric
+    notes: tuple[str, ...]
+
+    @property
+    def synthetic(self) -> bool:
+        """Made-up inputs: accuracy can't be measured."""
+        return self.splits.calibration.synthetic
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settled before the first cut.
+
+    Attributes:
+        baseline: the original's metric on validation samples.
+        reference: the original's outputs on validation samples.
+    """
+
+    config: Config
+    loaded: Loaded
+    data: Data
+    targets: tuple[Target, ...]
+    analysis: Analysis
+    baseline: float
+    reference: Outputs
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the original file."""
+        return self.loaded.sha256
+
+    @property
+    def one_shot(self) -> bool:
+        """The whole cut in one cycle: ``--step 1``, or a uniform ``--keep``."""
+        return self.config.step >= 1 or self.config.keep is not None
+
+    def full_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Kept units of every group, whole ones included."""
+        return {g.id: counts.get(g.id, g.size) for g in self.analysis.groups}
+
+    def judge(self, model: ir.Model) -> float:
+        """The metric of a model on validation samples; NaN where its outputs can't be judged."""
+        try:
+            return self.evaluate(model, self.data.splits.validation, self.reference)
+        except DataError:  # the original passed this metric: a model that doesn't is a bad one
+            return float("nan")
+
+    def evaluate(self, model: ir.Model | Path, samples: Samples, reference: Outputs) -> float:
+        """The metric of a model on some samples."""
+        outputs = Session(model, threads=self.config.jobs).run_samples(samples)
+        return self.data.metric.value(outputs, samples, reference)
+
+    def points_lost(self, value: float) -> float:
+        """How many points of the metric were lost against the original (negative: gained)."""
+        return self.data.metric.points_lost(self.baseline, value)
+
+    def keeps_guard(self, value: float) -> bool:
+        """Whether the guard allows this value. NaN never passes."""
+        return bool(np.isfinite(value)) and self.points_lost(value) <= self.config.max_drop
+
+    def endangered(self, value: float) -> bool:
+        """Whether the guard leaves little room: half of what may be lost is lost."""
+        return not self.points_lost(value) <= self.config.max_drop / 2
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether a is a strictly better value of the metric than b (anything beats NaN)."""
+        if not np.isfinite(b):
+            return bool(np.isfinite(a))
+        return a > b if self.data.metric.higher_is_better else a < b
+
+
+def load_model(config: Config) -> Loaded:
+    """Read the model file.
+
+    Raises:
+        ModelError: it can't be read or isn't supported.
+    """
+    return load_at(Path(config.model))
+
+
+def load_at(path: Path) -> Loaded:
+    """Read one model file; see `load_model`."""
+    model = io.load(path)
+    return Loaded(path, model, io.sha256(path), io.signature(model))
+
+
+def read_data(config: Config, loaded: Loaded) -> Data:
+    """Read the samples, or make some up.
+
+    Raises:
+        DataError: they don't fit the model.
+        ConfigError: the metric can't be used with them.
+    """
+    signature = loaded.signature
+    shapes = dict(config.input_shapes)
+    if config.data is None:
+        samples = synthetic(signature, seed=config.seed, count=SYNTHETIC_SAMPLES, shapes=shapes or None)
+        held_out = None
+    else:
+        samples = load_data(config.data, signature, seed=config.seed)
+        held_out = None if config.val is None else load_data(config.val, signature, seed=config.seed)
+    splits = split(samples, held_out, seed=config.seed)
+    metric = resolve(config.metric, splits.validation, signature)
+    notes = tuple(n for n in (*samples.notes, splits.note) if n)
+    return Data(splits, metric, notes)
+
+
+def find_targets(config: Config) -> tuple[Target, ...]:
+    """The targets asked for.
+
+    Raises:
+        ConfigError: one isn't known.
+        TargetUnavailable: one can't be served here.
+    """
+    targets = tuple(get(name) for name in config.targets)
+    for target in targets:
+        reason = target.available()
+        if reason is not None:
+            raise TargetUnavailable(f"target '{target.name}' can't be served on this machine: {reason}")
+    return targets
+
+
+def find_groups(config: Config, loaded: Loaded, data: Data) -> Analysis:
+    """Read the graph: what may be cut, and what goes with it."""
+    shapes = {name: (1, *array.shape[1:]) for name, array in data.splits.calibration.inputs.items()}
+    return analyze(loaded.model, shapes, freeze=config.freeze)
+
+
+def measure_baseline(
+    config: Config, loaded: Loaded, data: Data, targets: tuple[Target, ...], analysis: Analysis
+) -> Job:
+    """Run the original on validation samples; on fewer of them, where it is slow."""
+    session = Session(loaded.path, threads=config.jobs)
+    validation = data.splits.validation
+    probe = validation.first(LEAST_GUARD)
+    start = time.monotonic()
+    session.run_samples(probe)
+    each = (time.monotonic() - start) / max(1, len(probe))
+    validation = validation.first(max(LEAST_GUARD, int(GUARD_SECONDS / max(each, 1e-9))))
+    notes = data.notes
+    if len(validation) < len(data.splits.validation):
+        whole = len(data.splits.validation)
+        notes = (*notes, f"the guard uses {len(validation)} of {whole} validation samples")
+    data = Data(replace(data.splits, validation=validation), data.metric, notes)
+    reference = session.run_samples(validation)
+    baseline = data.metric.value(reference, validation, reference)
+    if not np.isfinite(baseline):
+        raise ConfigError(
+            f"the metric '{data.metric.name}' of the original model is {baseline}",
+            hint="choose another with --metric",
+        )
+    return Job(config, loaded, data, targets, analysis, float(baseline), reference)

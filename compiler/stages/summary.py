@@ -1,0 +1,332 @@
+"""From what the line found out to the report."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from condensec import verify
+from condensec.hardware import bench, isa
+from condensec.metrics import interval
+from condensec.passes.groups import Analysis, analyze
+from condensec.passes.prune import Cut, prune
+from condensec.passes.select import Widths, choose
+from condensec.report.model import (
+    Budget,
+    Check,
+    DataSummary,
+    Figures,
+    Guard,
+    Healing,
+    Latency,
+    LayerCut,
+    MetricValue,
+    ModelInfo,
+    Report,
+    TargetResult,
+    Untrained,
+    Verification,
+    group_summaries,
+    runs,
+)
+from condensec.runner import Session, runtime_version
+from condensec.stages.cycles import Means
+from condensec.stages.finish import Emitted, Proven
+from condensec.stages.goals import Budgets, count_parameters
+from condensec.stages.heal import Healer
+from condensec.stages.job import Job, find_groups, load_at
+from condensec.stages.state import Progress
+from condensec.stages.steps import Steps, peak_rss_mb
+
+NOT_MEASURED = (
+    "accuracy was not measured: there was no data; the figures are fidelity to the original on made-up inputs"
+)
+
+
+def model_info(job: Job) -> ModelInfo:
+    """The original file in the report's words."""
+    signature = job.loaded.signature
+    model = job.loaded.model
+    return ModelInfo(
+        file=str(job.config.model),
+        sha256=job.sha256,
+        opset=job.analysis.context.opset,
+        nodes=len(list(model.graph)),
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        inputs={spec.name: str(spec) for spec in signature.inputs},
+        outputs={spec.name: str(spec) for spec in signature.outputs},
+    )
+
+
+def metric_on_test(job: Job, model: ir.Model | Path) -> MetricValue:
+    """The metric on samples that nothing else has seen, with its 95% interval."""
+    test, metric = job.data.splits.test, job.data.metric
+    reference = Session(job.loaded.path, threads=job.config.jobs).run_samples(test)
+    outputs = Session(model, threads=job.config.jobs).run_samples(test)
+    scores = metric.per_sample(outputs, test, reference)
+    value = metric.value(outputs, test, reference)
+    return MetricValue(
+        name=metric.name,
+        value=value if np.isfinite(value) else None,
+        samples=len(test),
+        ci95=None if scores is None else interval(scores, proportion=metric.proportion, seed=job.config.seed),
+        split="test" if not job.data.synthetic else "calibration",
+        higher_is_better=metric.higher_is_better,
+        unit_points=metric.unit_points,
+        label=metric.label,
+    )
+
+
+def figures(job: Job, analysis: Analysis, path: Path) -> Figures:
+    """Size and quality of one graph."""
+    return Figures(
+        params=count_parameters(analysis),
+        macs=analysis.macs(),
+        bytes=bench.model_bytes(path),
+        metric=metric_on_test(job, path),
+        nodes=len(list(analysis.model.graph)),
+    )
+
+
+def layer_cuts(job: Job, cut: Cut, counts: Mapping[str, int]) -> tuple[LayerCut, ...]:
+    """What was cut in each weighted node."""
+    analysis = job.analysis
+    dense, thin = Widths(analysis, ()), Widths(analysis, ())
+    for group in analysis.groups:
+        thin.assign(group, counts.get(group.id, group.size))
+    kept = analysis.kept(cut.plan.kept())
+    owner = {a.id: g.id for g in analysis.groups for a in g.atoms}
+    found = []
+    for cost in analysis.context.costs:
+        if cost.outputs is None:
+            continue
+        before, after = dense.shape(cost), thin.shape(cost)
+        atoms = analysis.axes.atoms(cost.outputs)
+        found.append(
+            LayerCut(
+                name=before.name,
+                op=before.op,
+                before=before.out_channels,
+                after=after.out_channels,
+                macs_before=before.macs,
+                macs_after=after.macs,
+                group=next((owner[a.id] for a in atoms if a.id in owner), ""),
+                kept=runs(int(i) for i in kept.indices(cost.outputs)),
+                reason=next((a.frozen for a in atoms if a.frozen), ""),
+            )
+        )
+    return tuple(found)
+
+
+def verification(proven: Proven, cut: Cut) -> Verification:
+    """The proof in the report's words."""
+    proof = proven.proof
+    if proof is None:
+        return Verification(runs=proven.runs, note="nothing was cut")
+    allowed = verify.TOLERANCE * proof.scale
+    exact = Check(proof.exact_groups, proof.max_abs_error, allowed, proof.passed)
+    approximate = Check(
+        proof.approximate_groups,
+        proof.max_abs_error,
+        allowed,
+        proof.passed,
+        note="a norm, softmax or mean reduces over these: the reference is restricted to the kept units",
+    )
+    return Verification(exact, approximate if proof.approximate_groups else None, proven.runs)
+
+
+def target_results(job: Job, emitted: Mapping[str, Emitted], folder: Path) -> dict[str, TargetResult]:
+    """One entry a target."""
+    found = {}
+    for target in job.targets:
+        one = emitted[target.name]
+        ratio: float | None
+        if one.comparison is not None:
+            before, after = one.comparison.a.seconds, one.comparison.b.seconds
+            ratio, ci95, how = one.comparison.ratio, one.comparison.ci95, "measured"
+        else:
+            assert one.predicted is not None
+            before, after = one.predicted
+            ratio, ci95, how = after / before if before else None, None, target.verified
+        found[target.name] = TargetResult(
+            verified=one.artifact.verified,
+            latency_ms=Latency(before * 1e3, after * 1e3),
+            ratio=ratio,
+            ci95=ci95,
+            precision=one.artifact.precision,
+            file=str(one.artifact.path.relative_to(folder)),
+            bytes=one.artifact.bytes,
+            metric=one.metric,
+            latency_how=how,
+            runtime=target.runtime,
+            description=target.summary,
+            notes=tuple(n for n in (*one.artifact.notes, one.fallback) if n),
+        )
+    return found
+
+
+def budget_results(
+    budgets: Budgets, targets: Mapping[str, TargetResult], before: Figures, after: Figures
+) -> tuple[Budget, ...]:
+    """Each budget with what became of it; latency by the measured or modelled ratio of the emitted graph."""
+    found = []
+    for limit in budgets.limits:
+        budget = limit.budget
+        if budget.kind == "latency":
+            result = targets[limit.target]
+            value = result.ratio if budget.relative else result.latency_ms.after
+        else:
+            new, old = {
+                "macs": (after.macs, before.macs),
+                "params": (after.params, before.params),
+            }.get(budget.kind, (after.bytes, before.bytes))
+            value = new / max(1, old) if budget.relative else float(new)
+        slack = 1.05 if budget.kind == "latency" else 1.001  # a measured latency is met within 5%
+        found.append(
+            Budget(budget.expr, value is not None and value <= budget.value * slack, value, limit.target)
+        )
+    return tuple(found)
+
+
+def guard_result(job: Job, best: float | None) -> Guard:
+    """The guard, on validation samples."""
+    drop = job.points_lost(best) if best is not None else 0.0
+    limit = job.config.max_drop if np.isfinite(job.config.max_drop) else None
+    return Guard(limit, drop, job.keeps_guard(best) if best is not None else True, "validation", job.baseline)
+
+
+def healing_result(healer: Healer, progress: Progress, steps: Steps) -> Healing:
+    """All healing together; before and after are those of the last accepted cycle."""
+    accepted = [c for c in progress.cycles if c.accepted]
+    last = healer.results[-1] if healer.results else None
+    return Healing(
+        how=accepted[-1].healed_how if accepted else "off",
+        seconds=steps.seconds.get("heal", 0.0) + steps.seconds.get("repair", 0.0),
+        steps=sum(r.steps for r in healer.results),
+        samples_per_second=last.samples_per_second if last else None,
+        before=accepted[-1].metric_pruned if accepted else None,
+        after=accepted[-1].metric_healed if accepted else None,
+        peak_rss_mb=max((r.peak_rss_mb for r in healer.results), default=None),
+        loss_curve=tuple(r.train_loss for r in last.loss_curve if r.train_loss is not None) if last else (),
+        frozen=tuple(Untrained(name, reason) for name, reason in (last.frozen if last else ())),
+        note=last.note if last else "",
+    )
+
+
+def data_summary(job: Job) -> DataSummary:
+    """What the model was measured and healed with."""
+    splits = job.data.splits
+    return DataSummary(
+        source="synthetic" if job.data.synthetic else str(job.config.data),
+        splits={
+            "calibration": len(splits.calibration),
+            "train": len(splits.train),
+            "validation": len(splits.validation),
+            "test": len(splits.test),
+        },
+        synthetic=job.data.synthetic,
+        labelled=splits.test.labels is not None,
+        note=NOT_MEASURED if job.data.synthetic else "; ".join(job.data.notes),
+    )
+
+
+def environment(job: Job) -> dict[str, str | int | float | bool]:
+    """Where this was measured."""
+    import onnx
+
+    return {
+        "onnxruntime": runtime_version(),
+        "onnx": onnx.__version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "isa": isa.detect(),
+        "threads": job.config.jobs,
+    }
+
+
+def conclude(
+    job: Job,
+    means: Means,
+    progress: Progress,
+    cut: Cut,
+    proven: Proven,
+    emitted: Mapping[str, Emitted],
+    steps: Steps,
+    staging: Path,
+) -> Report:
+    """Put the report together, with the metric on samples that nothing else has seen."""
+    model = staging / "model.onnx"
+    before = figures(job, job.analysis, job.loaded.path)
+    after = figures(job, find_groups(job.config, load_at(model), job.data), model)
+    targets = target_results(job, emitted, staging)
+    budgets = budget_results(means.budgets, targets, before, after)
+    met = all(b.met for b in budgets) or not means.budgets.asked
+    report = started(job, means, steps)
+    return replace(
+        report,
+        status="ok" if met else "budget_not_met",
+        before=before,
+        after=after,
+        targets=targets,
+        cycles=progress.cycles,
+        verification=verification(proven, cut),
+        budgets=budgets,
+        guard=guard_result(job, progress.best.metric),
+        healing=healing_result(means.healer, progress, steps),
+        groups=group_summaries(cut.plan),
+        layers=layer_cuts(job, cut, progress.best.counts),
+        plan_sha256=cut.plan.digest(),
+    )
+
+
+def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
+    """What would be cut, without healing or writing anything: figures are planned, not measured."""
+    choice = choose(job.analysis, means.sensitivity, means.budgets.goals({}), means.grid)
+    counts = means.uniform() if job.config.keep is not None else dict(choice.counts)
+    units = means.units(job, counts)
+    cut = prune(job.analysis, units, sha256=job.sha256)
+    before = figures(job, job.analysis, job.loaded.path)
+    thin = analyze(cut.model, {n: (1, *s[1:]) for n, s in job.analysis.world.inputs.items()})
+    gone = before.params - count_parameters(thin)
+    how = dict.fromkeys(("params", "macs", "bytes"), "modelled")
+    size = before.bytes - 4 * gone
+    after = Figures(before.params - gone, thin.macs(), size, None, before.nodes, how)
+    return replace(
+        started(job, means, steps),
+        status="dry_run",
+        before=before,
+        after=after,
+        groups=group_summaries(cut.plan),
+        layers=layer_cuts(job, cut, counts),
+        plan_sha256=cut.plan.digest(),
+    )
+
+
+def started(job: Job, means: Means, steps: Steps) -> Report:
+    """The parts of the report that don't depend on the outcome."""
+    from condensec import __version__
+
+    empty = Figures(0, 0, 0)
+    return Report(
+        model=model_info(job),
+        seed=job.config.seed,
+        status="interrupted",
+        before=empty,
+        after=empty,
+        sensitivity=means.sensitivity.to_json(),
+        timings={k: round(v, 4) for k, v in steps.seconds.items()},
+        peak_rss_mb=peak_rss_mb(),
+        environment=environment(job),
+        stage_rss_mb=dict(steps.peak_mb),
+        data=data_summary(job),
+        frozen=job.analysis.frozen,
+        command=job.config.command,
+        version=__version__,
+        created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        notes=(NOT_MEASURED,) if job.data.synthetic else job.data.notes,
+    )
