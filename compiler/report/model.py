@@ -206,8 +206,7 @@ class Check:
     Attributes:
         groups: number of cut groups that this check covers.
         max_abs_error: largest difference between the pruned graph and the masked original.
-        tolerance: what was allowed of `relative_error`.
-        relative_error: the worst output's largest difference over its largest magnitude.
+        tolerance: what was allowed, in the same unit.
     """
 
     groups: int
@@ -215,7 +214,6 @@ class Check:
     tolerance: float | None = None
     passed: bool = True
     note: str = ""
-    relative_error: float | None = None
 
 
 @dataclass(frozen=True)
