@@ -153,10 +153,11 @@ def test_a_toml_of_everything_repeats_the_run(tmp_path: Path, monkeypatch: pytes
         shape=["x.y=1x3"], seed=12345678901234567890, jobs=3,
     )  # fmt: skip
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "condensec.toml").write_text(config.to_toml(), encoding="utf-8")
+    text = config.to_toml()
+    (tmp_path / "sub" / "condensec.toml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path / "sub")
     again = configure(config="condensec.toml")
-    assert again.to_toml() == config.to_toml()
+    assert again.to_toml() == text
     assert again.model == tmp_path / "m.onnx"
     assert again.data == str(tmp_path / "d.npz")
     assert again.seed == 12345678901234567890
