@@ -171,7 +171,8 @@ class Plan:
             },
             "restrictions": [{**vars(r), "kept": list(r.kept)} for r in self.restrictions],
             "splits": {
-                name: {"of": s.of, "output": s.output, "input": s.input} for name, s in sorted(self.splits.items())
+                name: {"of": s.of, "output": s.output, "input": s.input}
+                for name, s in sorted(self.splits.items())
             },
             "removed_layers": [{"id": r.id, "nodes": list(r.nodes)} for r in self.removed_layers],
         }
