@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from condensec.report import (
+    Budget,
     Check,
     Guard,
     Latency,
@@ -63,6 +64,16 @@ def test_names_that_look_like_markup_are_shown_as_they_are(report):
     text = terminal.text(odd)
     assert "[red]host" in text
     assert "[bold]x[/bold] :smile:" in text
+
+
+def test_a_goal_nobody_asked_for_is_no_failure(report):
+    goal = Budget("latency<=0.5x", False, 0.7, "host", asked=False)
+    text = terminal.text(replace(report, budgets=(goal,)), color=True)
+    line = next(line for line in text.splitlines() if "latency<=0.5x" in line)
+    assert "goal" in line
+    assert "not required, reached 0.7" in line
+    assert "\x1b[31m" not in line
+    assert "\x1b[31m" in terminal.text(replace(report, budgets=(replace(goal, asked=True),)), color=True)
 
 
 def test_without_a_metric_it_says_that_accuracy_was_not_measured(report):

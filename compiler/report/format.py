@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from condensec.report.model import MEASURED, STATUSES, Guard, MetricValue, Report, TargetResult
+from pathlib import PurePath
+
+from condensec.report.model import (
+    MEASURED,
+    STATUSES,
+    Budget,
+    Guard,
+    MetricValue,
+    Report,
+    TargetResult,
+)
 
 MISSING = "–"
 SHARES = ("top1", "top5", "agreement")  # metrics that are a share of the samples
@@ -146,6 +156,25 @@ def headline(report: Report) -> str:
         moved = points(before.value, after.value, after)
         parts.append(f"{metric_label(after)} {metric_value(after.value, after)} ({moved})")
     return ", ".join(parts)
+
+
+def budget_text(budget: Budget) -> str:
+    """A budget, or a goal that nobody asked for, and what became of it."""
+    where = f" on {budget.target}" if budget.target else ""
+    reached = "" if budget.value is None else f", reached {budget.value:.3g}"
+    verdict = "met" if budget.met else "not met" if budget.asked else "not reached, and not required"
+    return f"{budget.expr}{where}: {verdict}{reached}"
+
+
+def notes(report: Report) -> list[str]:
+    """The report's notes, without what is said of the data anyway."""
+    said = report.data.note if report.data is not None else ""
+    return [note for note in report.notes if note != said]
+
+
+def model_name(report: Report) -> str:
+    """The original file's name without its folders."""
+    return PurePath(report.model.file).name or report.model.file
 
 
 def guard_text(guard: Guard) -> str:

@@ -151,12 +151,14 @@ class Budget:
         expr: as the user wrote it, ``latency<=0.5x``.
         target: the target it was judged on; empty for macs, params and the like.
         value: what was reached, in the unit of `expr`.
+        asked: False for a goal condensec set itself; to miss it is no failure.
     """
 
     expr: str
     met: bool
     value: float | None = None
     target: str = ""
+    asked: bool = True
 
 
 @dataclass(frozen=True)

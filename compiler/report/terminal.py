@@ -48,7 +48,7 @@ def renderable(report: Report) -> RenderableType:
 
     style = _GOOD if report.status == "ok" else "yellow"
     title = Text.assemble(
-        (report.model.file, "bold"), "  ", (report.status, style), f": {fmt.status_text(report)}"
+        (fmt.model_name(report), "bold"), "  ", (report.status, style), f": {fmt.status_text(report)}"
     )
     parts: list[RenderableType] = [title, "", _figures_table(report)]
     if report.targets:
@@ -108,15 +108,8 @@ def _facts(report: Report) -> list[tuple[str, str, str]]:
     """(label, sentence, style) of everything below the tables."""
     facts = []
     for budget in report.budgets:
-        reached = "" if budget.value is None else f", reached {budget.value:.3g}"
-        where = f" on {budget.target}" if budget.target else ""
-        facts.append(
-            (
-                "budget",
-                f"{budget.expr}{where}: {'met' if budget.met else 'not met'}{reached}",
-                _GOOD if budget.met else _BAD,
-            )
-        )
+        style = _GOOD if budget.met else _BAD if budget.asked else ""
+        facts.append(("budget" if budget.asked else "goal", fmt.budget_text(budget), style))
     if report.guard is not None:
         facts.append(("guard", fmt.guard_text(report.guard), "" if report.guard.kept else _BAD))
     facts += [("proof", line, style) for line, style in proof_lines(report.verification)]
@@ -126,7 +119,7 @@ def _facts(report: Report) -> list[tuple[str, str, str]]:
     if report.data is not None and report.data.synthetic and report.data.note:
         facts.append(("data", report.data.note, "yellow"))
     facts += [("warning", warning, "yellow") for warning in report.warnings]
-    facts += [("note", note, "") for note in report.notes]
+    facts += [("note", note, "") for note in fmt.notes(report)]
     if "total" in report.timings:
         facts.append(("time", _time_text(report), ""))
     return facts
