@@ -206,8 +206,13 @@ def choose(
     limits = np.array([g.limit for g in goals], np.float64)
     scale = np.maximum(widths.totals, 1e-30)
     first = sum(counts.values())
-    while np.any(widths.totals > limits) and (max_units is None or first - sum(counts.values()) < max_units):
-        best = _best_step(analysis, sensitivity, widths, counts, grid, widths.totals > limits, scale)
+    while np.any(widths.totals > limits):
+        gone = first - sum(counts.values())
+        room = None if max_units is None else max_units - gone
+        missed = widths.totals > limits
+        best = _best_step(analysis, sensitivity, widths, counts, grid, missed, scale, room)
+        if best is None and gone == 0:  # a grid coarser than the step: one step of it
+            best = _best_step(analysis, sensitivity, widths, counts, grid, missed, scale, None)
         if best is None:
             break
         group, count = best
@@ -224,13 +229,16 @@ def _best_step(
     grid: Mapping[str, Sequence[int]],
     open_goals: npt.NDArray[np.bool_],
     scale: npt.NDArray[np.float64],
+    room: int | None,
 ) -> tuple[Group, int] | None:
+    """The cheapest step down of any group, of at most ``room`` units: (group, new count)."""
     best: tuple[Group, int] | None = None
     price = np.inf
     for group in analysis.groups:
         current = counts[group.id]
         curve = sensitivity.curves[group.id]
-        for count in [n for n in grid[group.id] if n < current][:2]:
+        below = [n for n in grid[group.id] if n < current][:2]
+        for count in below if room is None else [n for n in below if current - n <= room]:
             saved = float((widths.saving(group, count, current) / scale)[open_goals].sum())
             if saved <= 0:
                 continue

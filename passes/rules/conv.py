@@ -83,7 +83,7 @@ def _finish(
         groups=groups if groups is not None else 1,
         kernel=volume(kernel),
         positions=positions,
-        mask=(0, 1) if groups is None else None,
+        mask=(0, 1) if groups is None or weight_terms[1] is not None else None,
     )
     if outputs is not None:
         ctx.axes.hint(outputs, "channel")
