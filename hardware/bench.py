@@ -237,15 +237,28 @@ def compare(
     return Comparison(first, second, chosen[0], chosen[1:], wall, cpu, basis, len(clocked.wall))
 
 
-def make_feeds(model: ModelSource, shapes: Shapes | None = None, seed: int = 0) -> dict[str, np.ndarray]:
-    """Synthetic inputs of one call: the fixed batch size or 1, and whatever ``shapes`` says."""
+def make_feeds(
+    model: ModelSource, shapes: Shapes | None = None, seed: int = 0, *, strict: bool = True
+) -> dict[str, np.ndarray]:
+    """Synthetic inputs of one call.
+
+    Args:
+        model: the model.
+        shapes: input name -> shape, for dynamic dims. Default batch: the fixed one, or 1.
+        seed: of the values.
+        strict: False = a fixed batch size wins over that of ``shapes``.
+
+    Raises:
+        ConfigError: the inputs disagree about the batch size.
+    """
     from condensec.data import synthetic
     from condensec.model_signature import signature
     from condensec.serialized import to_ir
 
     spec = signature(to_ir(model))
-    batches = {shape[0] for shape in (shapes or {}).values() if shape}
-    batches |= {s.shape[0] for s in spec.inputs if s.shape and isinstance(s.shape[0], int)}
+    batches = {s.shape[0] for s in spec.inputs if s.shape and isinstance(s.shape[0], int)}
+    if strict or not batches:
+        batches |= {shape[0] for shape in (shapes or {}).values() if shape}
     if len(batches) > 1:
         raise ConfigError(f"inputs disagree about the batch size: {sorted(batches)}")
     samples = synthetic(spec, seed=seed, count=batches.pop() if batches else 1, shapes=shapes)

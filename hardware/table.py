@@ -1,0 +1,157 @@
+"""Times of single nodes, measured once and kept on disk."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from condensec.errors import CondensecError
+from condensec.hardware import isa
+from condensec.hardware.protocol import Protocol, interleave, pinned
+from condensec.runner import Session, runtime_version
+
+if TYPE_CHECKING:
+    from condensec.hardware.isolate import Isolated
+
+SCHEMA = 1
+FOLDER_VARIABLE = "CONDENSEC_CACHE_DIR"
+# about 0.02 s a node: enough for a median within 2%, little enough for hundreds of nodes
+_SHORT = 3e-4  # seconds; below it a call's own cost would show
+_COPIES = 16
+_QUICK = Protocol(discard=2, pairs=12, min_seconds=0.015, max_seconds=0.3, sample_seconds=3e-4)
+
+
+def cache_folder() -> Path:
+    """Where tables are kept: ``$CONDENSEC_CACHE_DIR``, else the user's cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get(FOLDER_VARIABLE) or platformdirs.user_cache_dir("condensec")) / "latency"
+
+
+@functools.cache
+def machine() -> str:
+    """Names this kind of machine, so that tables of different CPUs in one home folder don't mix."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        lines = re.findall(r"(?m)^(?:model name|model|stepping|CPU part|CPU implementer)\s*:.*$", text)
+        model = "\n".join(sorted(set(lines)))
+    except OSError:
+        model = platform.processor()
+    return hashlib.sha256(f"{platform.machine()}{model}".encode()).hexdigest()[:8]
+
+
+@dataclass
+class LatencyTable:
+    """Seconds of isolated nodes by signature.
+
+    A table belongs to one runtime version, ISA, thread count and CPU model; its file says so in its name.
+    A file that can't be read is measured anew.
+
+    Attributes:
+        threads: intra-op threads.
+        folder: where the file is; None = `cache_folder`.
+        seconds: what is known so far.
+    """
+
+    threads: int = 1
+    folder: Path | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.seconds = {**self._read(), **self.seconds}
+        self._saved = len(self.seconds)
+
+    @property
+    def path(self) -> Path:
+        """The table's file."""
+        version = re.sub(r"[^\w.]", "_", runtime_version())
+        name = f"onnxruntime-{version}_{isa.detect()}_{machine()}_{self.threads}-threads.json"
+        return (self.folder or cache_folder()) / name
+
+    def times(self, nodes: Iterable[Isolated]) -> list[float]:
+        """Seconds of each node; unknown ones are measured, each signature once."""
+        found = [(node.signature, node) for node in nodes]
+        unknown = {key: node for key, node in found if key not in self.seconds}
+        if unknown:
+            with pinned(self.threads):
+                for key, node in unknown.items():
+                    self.seconds[key] = _time(node, self.threads)
+        return [self.seconds[key] for key, _ in found]
+
+    def save(self) -> None:
+        """Write what is new, together with what others have written meanwhile."""
+        if len(self.seconds) == self._saved:
+            return
+        merged = {**self._read(), **self.seconds}
+        doc = {"schema": SCHEMA, "threads": self.threads, "seconds": merged}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=self.path.parent, suffix=".json")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(doc, file)
+            os.replace(draft, self.path)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
+        self._saved = len(self.seconds)
+
+    def _read(self) -> dict[str, float]:
+        try:
+            doc = json.loads(self.path.read_text(encoding="utf-8"))
+            if doc["schema"] != SCHEMA:
+                return {}
+            return {str(k): float(v) for k, v in doc["seconds"].items() if math.isfinite(v) and v >= 0}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+
+def _time(node: Isolated, threads: int) -> float:
+    """Median seconds of one node; CPU time where one thread runs, as it isn't disturbed by neighbours."""
+    try:
+        call = Session(node.model(), threads=threads, optimize=False).prepared(node.feeds())
+    except CondensecError:
+        return 0.0  # e.g. a node that only works inside its graph; calibration covers for it
+    if _shortest(call) > _SHORT:
+        return max(0.0, _median(call, threads) - _overhead(threads))
+    # copies make what a call costs beside the node vanish
+    call = Session(node.model(_COPIES), threads=threads, optimize=False).prepared(node.feeds())
+    return max(0.0, (_median(call, threads) - _overhead(threads)) / _COPIES)
+
+
+def _shortest(call: Callable[[], None]) -> float:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _median(call: Callable[[], None], threads: int) -> float:
+    clocked = interleave([call], _QUICK)
+    return float(np.median((clocked.cpu if threads == 1 else clocked.wall)[:, 0]))
+
+
+@functools.cache
+def _overhead(threads: int) -> float:
+    """Seconds a call costs beside the node itself: that of a Relu on one number."""
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "nothing", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    call = Session(model, threads=threads, optimize=False).prepared({"x": np.zeros(1, np.float32)})
+    return _median(call, threads)
