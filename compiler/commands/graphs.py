@@ -1,0 +1,211 @@
+"""Commands on finished graphs: heal, bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from condensec import console
+from condensec.commands import options as o
+from condensec.commands.tables import table
+
+
+def bench(
+    model: o.Model,
+    other: Annotated[
+        str | None, typer.Argument(metavar="OTHER", help="A model to compare with.", show_default=False)
+    ] = None,
+    shape: o.Shape = None,
+    jobs: Annotated[
+        str | None,
+        typer.Option(
+            "-j",
+            "--jobs",
+            metavar="N",
+            help="Threads. Default: 1.",
+            rich_help_panel=o.HOW,
+            show_default=False,
+        ),
+    ] = None,
+    seed: o.Seed = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = 0,
+) -> None:
+    """Time a model, or two against each other (interleaved, with a 95% interval of the ratio)."""
+    from condensec import io
+    from condensec.commands.steps import shapes_of
+    from condensec.config import configure
+    from condensec.hardware import bench as clock
+    from condensec.hardware.protocol import Protocol
+
+    checked = configure(model=model, jobs="1" if jobs is None else jobs, seed=seed)
+    protocol = Protocol(threads=checked.jobs, seed=checked.seed)
+    paths = [Path(path) for path in (model, other) if path is not None]
+    for path in paths:
+        io.load(path)  # so that a bad file is refused in condensec's words
+    screen = console.current()
+    if other is None:
+        one = clock.measure(paths[0], shapes=shapes_of(shape), protocol=protocol)
+        screen.result(_times([one]), {"schema": 1, **one.to_json()})
+        return
+    both = clock.compare(paths[0], paths[1], shapes=shapes_of(shape), protocol=protocol)
+    low, high = both.ci95
+    verdict = f"{paths[1].name} is {both.verdict}" if both.verdict != "no difference" else "no difference"
+    line = f"ratio {both.ratio:.3f}, 95% interval [{low:.3f}, {high:.3f}], {both.pairs} pairs: {verdict}"
+    screen.result(f"{_times([both.a, both.b])}\n\n{line}", {"schema": 1, **both.to_json()})
+
+
+def _times(measured: list[Any]) -> str:
+    head = ("model", "median ms", "min", "p90", "p99", "first run", "bytes", "clock")
+    rows = []
+    for one in measured:
+        spread = one.cpu if one.basis == "cpu" else one.wall
+        times = (spread.median, spread.min, spread.p90, spread.p99, one.first_run)
+        rows.append((one.name, *(f"{1e3 * t:.3f}" for t in times), f"{one.model_bytes:,}", one.basis))
+    return table(head, rows)
+
+
+def heal(
+    pruned: Annotated[
+        str, typer.Argument(metavar="PRUNED", help="The ONNX file to heal.", show_default=False)
+    ],
+    teacher: Annotated[
+        str,
+        typer.Option(
+            "--teacher",
+            metavar="ORIGINAL",
+            help="The ONNX file to learn from.",
+            rich_help_panel=o.WHAT,
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="Samples, as for compressing.",
+            rich_help_panel=o.WHAT,
+            show_default=False,
+        ),
+    ],
+    val: o.Val = None,
+    metric: o.MetricName = None,
+    heal: Annotated[
+        str,
+        typer.Option(
+            "--heal",
+            metavar="SPEC",
+            help="epochs=3 (the default) or minutes=10.",
+            rich_help_panel=o.HOW,
+            show_default=False,
+        ),
+    ] = "epochs=3",
+    freeze: o.Freeze = None,
+    seed: o.Seed = None,
+    jobs: o.Jobs = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="File to write. Default: PRUNED.healed.onnx.",
+            rich_help_panel=o.OUT,
+            show_default=False,
+        ),
+    ] = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = 0,
+) -> None:
+    """Train any smaller model to answer as its original does (same inputs and outputs)."""
+    from condensec.config import configure
+    from condensec.errors import ConfigError
+    from condensec.specs import parse_heal
+
+    spec = parse_heal(heal)
+    if spec.mode not in ("epochs", "minutes"):
+        raise ConfigError(f"--heal {heal} can't be here", hint="write epochs=3 or minutes=10")
+    path = Path(output) if output is not None else Path(pruned).with_suffix(".healed.onnx")
+    settings = configure(
+        model=pruned, data=data, val=val, metric=metric, max_drop="inf", freeze=freeze, seed=seed, jobs=jobs
+    )
+    result = _heal(settings, Path(teacher), spec, path)
+    document = {
+        "schema": 1,
+        "file": str(path),
+        "before": result.before,
+        "after": result.after,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "samples_per_second": result.samples_per_second,
+        "peak_rss_mb": result.peak_rss_mb,
+        "trained_share": result.trained_share,
+        "frozen": [{"name": name, "reason": reason} for name, reason in result.frozen],
+        "note": result.note,
+    }
+    rows = [
+        ("before", f"{result.before:.4g}"),
+        ("after", f"{result.after:.4g}"),
+        ("steps", f"{result.steps} in {result.seconds:.0f} s"),
+        ("trained", f"{100 * result.trained_share:.0f}% of the parameters"),
+        ("written", str(path)),
+    ]
+    rows += [("note", result.note)] * bool(result.note)
+    console.current().result(table(("", ""), rows), document)
+
+
+def _heal(settings: Any, teacher: Path, spec: Any, path: Path) -> Any:
+    """Read both models and the data, train, and write the healed model."""
+    from condensec import data as samples
+    from condensec import io
+    from condensec.errors import ModelError
+    from condensec.healing import HealOptions
+    from condensec.healing import heal as train
+    from condensec.metrics import resolve
+    from condensec.progress import Progress
+
+    student = io.load(settings.model)
+    signature, original = io.signature(student), io.signature(io.load(teacher))
+    names = [[[v.name for v in side] for side in (s.inputs, s.outputs)] for s in (signature, original)]
+    if names[0] != names[1]:
+        raise ModelError(f"{settings.model} and {teacher} don't have the same inputs and outputs")
+    given = samples.load(settings.data, signature, seed=settings.seed)
+    held = None if settings.val is None else samples.load(settings.val, signature, seed=settings.seed)
+    splits = samples.split(given, held, seed=settings.seed)
+    metric = resolve(settings.metric, splits.validation, signature)
+    options = HealOptions(
+        epochs=spec.epochs,
+        minutes=spec.minutes,
+        freeze=settings.freeze,
+        seed=settings.seed,
+        jobs=settings.jobs,
+    )
+    state = path.with_name(f".{path.name}.state")
+    with Progress(console.current()) as progress:
+        progress("heal", None, None)
+        result = train(
+            settings.model, teacher, splits.train, splits.validation, options, metric=metric, state=state,
+            progress=lambda share, text: progress.share("heal", share, text),
+        )  # fmt: skip
+    for name, array in result.weights.items():
+        _replace(student, name, array)
+    io.save(student, path)
+    return result
+
+
+def _replace(model: Any, name: str, array: Any) -> None:
+    """Give a weight new values, be it an initializer or a Constant node."""
+    import onnx_ir as ir
+
+    if name in model.graph.initializers:
+        model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+        return
+    for node in model.graph:
+        if node.op_type == "Constant" and node.outputs[0].name == name:
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(array, name=name))
+            return

@@ -1,0 +1,143 @@
+"""Commands that only tell: report, targets, doctor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from condensec import console
+from condensec.commands import options as o
+from condensec.commands.tables import table
+
+
+def report(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="A folder condensec wrote, or its report.json.", show_default=False
+        ),
+    ],
+    html: Annotated[
+        str | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write the report as one HTML file.",
+            rich_help_panel=o.OUT,
+            show_default=False,
+        ),
+    ] = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = 0,
+) -> None:
+    """Show the report of an earlier run."""
+    from condensec.report import read_report
+    from condensec.report.html import write_html
+    from condensec.report.terminal import text
+
+    path = Path(folder)
+    found = read_report(path / "report.json" if path.is_dir() else path)
+    if html is not None:
+        write_html(found, Path(html))
+    screen = console.current()
+    screen.result("" if screen.json else text(found, color=console.color(sys.stdout)), found.to_json())
+
+
+def targets(json: o.Json = False, quiet: o.Quiet = False, verbose: o.Verbose = 0) -> None:
+    """List the targets, and how far each can be checked on this machine."""
+    from condensec.hardware.target import all_targets, problems
+
+    rows, documents = [], []
+    for target in all_targets().values():
+        reason = target.available()
+        rows.append((target.name, target.summary, reason or target.verified))
+        documents.append(
+            {
+                "name": target.name,
+                "summary": target.summary,
+                "runtime": target.runtime,
+                "isa": target.isa,
+                "precisions": list(target.precisions),
+                "grid": target.grid,
+                "dialect": target.dialect,
+                "verified": target.verified,
+                "unavailable": reason,
+            }
+        )
+    screen = console.current()
+    screen.result(table(("target", "what it is", "checked here"), rows), {"schema": 1, "targets": documents})
+    for name, why in problems().items():
+        screen.note(f"the plugin {name} couldn't be loaded: {why}")
+
+
+def doctor(
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="Set up what is missing.", rich_help_panel="What", show_default=False),
+    ] = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = 0,
+) -> int:
+    """Say what is installed and what is missing; --fix sets it up."""
+    from condensec.healing import environment
+
+    screen = console.current()
+    state = environment.fix(screen.note) if fix else environment.status()
+    versions = _versions()
+    missing = [name for name, version in versions.items() if version is None]
+    document: dict[str, Any] = {
+        "schema": 1,
+        "condensec": versions.pop("condensec"),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "packages": versions,
+        "isa": _isa(),
+        "healing": {
+            "ready": state.ready,
+            "python": _text(state.python),
+            "folder": _text(state.folder),
+            "detail": state.detail,
+        },
+    }
+    rows = [("condensec", document["condensec"] or "?"), ("Python", document["python"])]
+    rows += [(name, version or "missing: pip install condensec") for name, version in versions.items()]
+    rows += [("instruction set", document["isa"]), ("healing", state.detail)]
+    if not state.ready and not fix:
+        rows.append(("", "'condensec doctor --fix' sets it up now"))
+    screen.result(table(("", ""), rows), document)
+    return 1 if missing else 0
+
+
+def _versions() -> dict[str, str | None]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str | None] = {}
+    for name in (
+        "condensec",
+        "onnx",
+        "onnx-ir",
+        "onnxruntime",
+        "onnx-graphsurgeon",
+        "numpy",
+        "typer",
+        "rich",
+    ):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _isa() -> str:
+    from condensec.hardware.isa import detect
+
+    return str(detect())
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,126 @@
+"""Options that several commands share. Values stay text: `condensec.config` parses them all."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+WHAT, HOW, OUT = "What", "How", "Output"
+
+
+def _text(flag: str, metavar: str, text: str, panel: str, *more: str) -> Any:
+    return typer.Option(*more, flag, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+
+
+def _switch(flag: str, text: str, panel: str = OUT, *more: str) -> Any:
+    return typer.Option(*more, flag, help=text, rich_help_panel=panel, show_default=False)
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
+OptionalModel = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)
+]
+Target = Annotated[
+    list[str] | None,
+    _text("--target", "NAME", "Where it will run; repeatable. Default: host. See 'condensec targets'.", WHAT),
+]
+Budget = Annotated[
+    list[str] | None,
+    _text(
+        "--budget",
+        "EXPR",
+        "'latency<=0.5x', 'latency<=5ms', 'macs<=0.5x', 'params<=0.4x', 'size<=4MB'; repeatable. Default:"
+        " towards half the latency, as far as the guard allows.",
+        WHAT,
+    ),
+]
+Keep = Annotated[
+    str | None, _text("--keep", "X", "Instead of a budget: keep this share of every group's units.", WHAT)
+]
+MaxDrop = Annotated[
+    str | None,
+    _text(
+        "--max-drop",
+        "X",
+        "Points of the metric that may be lost: the guard. Default: 1; 'inf' = no guard.",
+        WHAT,
+    ),
+]
+Data = Annotated[
+    str | None,
+    _text(
+        "--data",
+        "PATH",
+        "Samples: .npz (arrays named like the inputs, plus 'labels' or outputs), a folder of .npz or .npy, or"
+        " module:callable. Default: made-up inputs, fidelity to the original.",
+        WHAT,
+    ),
+]
+Val = Annotated[
+    str | None, _text("--val", "PATH", "Held-out samples for the metric. Default: a part of --data.", WHAT)
+]
+MetricName = Annotated[
+    str | None,
+    _text(
+        "--metric",
+        "NAME",
+        "top1, top5, agreement, cosine, mse, kl, or module:callable. Default: top1 with labels, otherwise"
+        " agreement or cosine with the original.",
+        WHAT,
+    ),
+]
+Shape = Annotated[
+    list[str] | None,
+    _text("--shape", "INPUT=DIMS", "Shape of a made-up input: x=1x3x48x192; repeatable.", WHAT),
+]
+Step = Annotated[
+    str | None, _text("--step", "X", "Share of the remaining units cut per cycle. Default: 0.1.", HOW)
+]
+Heal = Annotated[
+    str | None,
+    _text(
+        "--heal",
+        "SPEC",
+        "off, closed-form, epochs=3, minutes=10, or auto (the default): closed form, then at most 2 minutes"
+        " by gradient where there is data.",
+        HOW,
+    ),
+]
+Patterns = Annotated[
+    str | None, _text("--patterns", "LIST", "What may be cut. Default: channels,heads,neurons.", HOW)
+]
+Quantize = Annotated[
+    str | None,
+    _text("--quantize", "SPEC", "none (the default), int8, fp16, auto (measured per target).", HOW),
+]
+Criterion = Annotated[
+    str | None, _text("--criterion", "NAME", "What makes a unit important. Default: magnitude.", HOW)
+]
+Align = Annotated[
+    str | None, _text("--align", "N", "Override the target's alignment; 1 = any number of channels.", HOW)
+]
+Freeze = Annotated[
+    list[str] | None,
+    _text("--freeze", "REGEX", "Leave nodes and weights with such names alone; repeatable.", HOW),
+]
+Seed = Annotated[str | None, _text("--seed", "N", "Of everything random. Default: 0.", HOW)]
+Jobs = Annotated[str | None, _text("--jobs", "N", "Threads. Default: the cores at hand.", HOW, "-j")]
+ConfigFile = Annotated[
+    str | None, _text("--config", "FILE", "Settings from a condensec.toml; flags win.", HOW)
+]
+OutputFolder = Annotated[
+    str | None,
+    _text("--output", "DIR", "Folder to write. Default: MODEL.condensed beside the model.", OUT, "-o"),
+]
+Resume = Annotated[bool, _switch("--resume", "Go on with an interrupted run.")]
+DryRun = Annotated[bool, _switch("--dry-run", "Measure and plan; write nothing.")]
+Json = Annotated[bool, _switch("--json", "One JSON document on stdout.")]
+Quiet = Annotated[bool, _switch("--quiet", "No progress.", OUT, "-q")]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "-v", "--verbose", count=True, help="More of what is done; -vv with tracebacks.",
+        rich_help_panel=OUT, show_default=False,
+    ),
+]  # fmt: skip
