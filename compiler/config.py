@@ -245,7 +245,7 @@ def _near_key(key: str) -> str:
 def _path(flag: str) -> Callable[[Any], Path]:
     def parse(value: Any) -> Path:
         if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-            raise ConfigError(f"{flag} has to be a path, not {value!r}")
+            raise ConfigError(f"{flag} can't be {value!r}", hint="give a path")
         return Path(value)
 
     return parse
@@ -286,7 +286,7 @@ def _texts(flag: str, value: Any) -> tuple[str, ...]:
     try:
         return tuple(str(item) for item in value)
     except TypeError as error:
-        raise ConfigError(f"{flag} has to be text or a list of texts, not {value!r}") from error
+        raise ConfigError(f"{flag} can't be {value!r}", hint="give text or a list of texts") from error
 
 
 def _targets(value: Any) -> tuple[str, ...]:
@@ -302,7 +302,10 @@ def _freeze(value: Any) -> str | None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"--freeze '{pattern}' is no regular expression: {error}") from error
+            raise ConfigError(
+                f"--freeze '{pattern}' is no regular expression: {error}",
+                hint="escape it as Python's re does",
+            ) from error
     return "|".join(f"(?:{p})" for p in patterns) if len(patterns) > 1 else (patterns or (None,))[0]
 
 

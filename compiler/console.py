@@ -41,6 +41,11 @@ class Console:
         if not self.quiet:
             _write(sys.stderr, f"condensec: {text}\n")
 
+    def progress(self, text: str) -> None:
+        """A line of progress, on stderr."""
+        if not self.quiet:
+            _write(sys.stderr, f"{text}\n")
+
     def fail(self, error: CondensecError) -> int:
         """Report an error and return its exit code."""
         message = one_line(error.message if error.hint else str(error))

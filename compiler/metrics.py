@@ -136,8 +136,9 @@ def resolve(spec: str | Callable[..., Any] | None, samples: Samples, signature: 
         )
     metric = METRICS[spec]
     if metric.needs_labels and samples.labels is None:
+        where = "there is no --data" if samples.synthetic else f"{samples.source} has none"
         raise DataError(
-            f"metric {spec} needs labels, and {samples.source} has none",
+            f"metric {spec} needs labels, and {where}",
             hint="add an array 'labels' with one class number a sample",
         )
     return metric

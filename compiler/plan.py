@@ -255,4 +255,6 @@ def read_plan(path: Path) -> Plan:
     try:
         return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"can't read the plan {path}: {error}") from error
+        raise ConfigError(
+            f"can't read the plan {path}: {error}", hint="give a plan.json that condensec wrote"
+        ) from error

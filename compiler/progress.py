@@ -70,7 +70,7 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
-            self._console.note(text)
+            self._console.progress(text)
 
     def _start(self, step: str) -> None:
         self._started[step] = time.monotonic()

@@ -123,6 +123,7 @@ def heal(
     verbose: o.Verbose = 0,
 ) -> None:
     """Train any smaller model to answer as its original does (same inputs and outputs)."""
+    from condensec.commands.steps import refuse_overwriting
     from condensec.config import configure
     from condensec.errors import ConfigError
     from condensec.specs import parse_heal
@@ -131,6 +132,7 @@ def heal(
     if spec.mode not in ("epochs", "minutes"):
         raise ConfigError(f"--heal {heal} can't be here", hint="write epochs=3 or minutes=10")
     path = Path(output) if output is not None else Path(pruned).with_suffix(".healed.onnx")
+    refuse_overwriting(path, pruned, teacher)
     settings = configure(
         model=pruned, data=data, val=val, metric=metric, max_drop="inf", freeze=freeze, seed=seed, jobs=jobs
     )

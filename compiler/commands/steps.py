@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from condensec import console
 from condensec.commands import options as o
 from condensec.commands.tables import table
-from condensec.errors import PostconditionError
+from condensec.errors import ConfigError, PostconditionError
 
 _PlanFile = Annotated[str, typer.Argument(metavar="PLAN", help="A plan.json.", show_default=False)]
 _OutputFile = Annotated[
@@ -109,6 +110,7 @@ def apply(
     from condensec import api
 
     path = Path(output) if output is not None else Path(model).with_suffix(".pruned.onnx")
+    refuse_overwriting(path, model)
     written = api.apply(model, plan, path, shapes=shapes_of(shape))
     document = {
         "schema": 1,
@@ -146,6 +148,17 @@ def verify(
         )
     text = f"proven: largest difference {proof.max_abs_error:.3g} on outputs up to {proof.scale:.3g}"
     console.current().result(text, document)
+
+
+def refuse_overwriting(output: Path, *inputs: str | Path) -> None:
+    """A result never replaces the model it was made from.
+
+    Raises:
+        ConfigError: it would.
+    """
+    for path in inputs:
+        if os.path.realpath(output) == os.path.realpath(path):
+            raise ConfigError(f"writing {output} would overwrite the model", hint="choose another --output")
 
 
 def shapes_of(given: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:

@@ -93,6 +93,7 @@ def _checked(array: Array, spec: TensorSpec, where: str, notes: list[str]) -> Ar
         raise DataError(
             f"{where} goes from {array.min()} to {array.max()}, but is an index into {spec.bound} rows",
             node=spec.name,
+            hint="use the tokenizer this model was trained with",
         )
     return array
 
@@ -101,9 +102,13 @@ def _check_shape(array: Array, spec: TensorSpec, where: str) -> None:
     if array.dtype.hasobject:
         raise DataError(f"{where} holds Python objects", hint="all samples need one shape and dtype")
     if array.ndim == 0 or (spec.rank_known and not spec.shape):
-        raise DataError(f"{where} has no sample axis: axis 0 has to be the sample", node=spec.name)
+        raise DataError(
+            f"{where} has no sample axis", node=spec.name, hint="axis 0 has to be the sample, also for one"
+        )
     if array.size == 0:
-        raise DataError(f"{where} is empty (shape {_shape(array.shape)})", node=spec.name)
+        raise DataError(
+            f"{where} is empty (shape {_shape(array.shape)})", node=spec.name, hint="it needs samples"
+        )
     if not spec.rank_known:
         return
     fits = array.ndim == len(spec.shape) and all(
@@ -132,11 +137,17 @@ def _converted(array: Array, spec: TensorSpec, where: str, notes: list[str]) -> 
             limit = float(np.finfo(want).max)
             finite = array[np.isfinite(array)]
             if finite.size and float(np.abs(finite).max()) > limit:
-                raise DataError(f"{where} has values above {limit:.3g}, the largest {want}", node=spec.name)
+                raise DataError(
+                    f"{where} has values above {limit:.3g}, the largest {want}",
+                    node=spec.name,
+                    hint="scale the data as the model takes it",
+                )
         if not widening and have.kind != "f":
             info = np.iinfo(want)
             if array.min() < info.min or array.max() > info.max:
-                raise DataError(f"{where} has values that don't fit {want}", node=spec.name)
+                raise DataError(
+                    f"{where} has values that don't fit {want}", node=spec.name, hint=f"give it as {want}"
+                )
         notes.append(f"{where} was converted from {have} to {want}")
         return array.astype(want)
     raise DataError(
@@ -190,6 +201,7 @@ def _check_shared_dims(inputs: Mapping[str, Array], signature: Signature, source
                     raise DataError(
                         f"{source}: dim '{dim}' is {known} in array '{other}', but {size} in '{spec.name}'",
                         node=spec.name,
+                        hint="the model gives both one name, so they have one size",
                     )
 
 

@@ -42,7 +42,7 @@ def synthetic(
     names = [spec.name for spec in signature.inputs]
     for name in shapes:
         if name not in names:
-            raise DataError(f"a shape is given for '{name}', but the inputs are {', '.join(names)}")
+            raise DataError(f"a shape is given for '{name}'", hint=f"the inputs are {', '.join(names)}")
     rng = np.random.default_rng(seed)
     sizes: dict[str, int] = {}
     for spec in signature.inputs:
@@ -62,7 +62,10 @@ def _collect_sizes(spec: TensorSpec, given: tuple[int, ...] | None, sizes: dict[
         and all(not isinstance(w, int) or w == g for w, g in zip(spec.shape[1:], given[1:], strict=True))
     )
     if not fits or not given or any(d < 1 for d in given):
-        raise DataError(f"shape {given} doesn't fit input '{spec}'", node=spec.name)
+        text = "x".join(map(str, given))
+        raise DataError(
+            f"shape {text} doesn't fit the input {spec}", node=spec.name, hint="give it batch included"
+        )
     for want, have in zip(spec.shape, given, strict=False):
         if isinstance(want, str):
             sizes.setdefault(want, have)
@@ -79,7 +82,11 @@ def _dims(spec: TensorSpec, given: tuple[int, ...] | None, sizes: Mapping[str, i
             hint=f"give it: --shape {spec.name}=1x3x224x224, or give --data",
         )
     if not spec.shape:
-        raise DataError(f"input '{spec.name}' is a scalar: it has no sample axis", node=spec.name)
+        raise DataError(
+            f"input '{spec.name}' is a scalar: it has no sample axis",
+            node=spec.name,
+            hint="make it an initializer of the model",
+        )
     default = IMAGE_SIDE if is_image(spec) else LENGTH
     return tuple(d if isinstance(d, int) else _size(d, sizes, default) for d in spec.shape[1:])
 
