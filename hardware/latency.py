@@ -24,6 +24,8 @@ from condensec.hardware.widths import WidthTimes
 from condensec.serialized import to_proto
 
 if TYPE_CHECKING:
+    import onnx
+
     from condensec.serialized import ModelSource
 
 __all__ = ["LatencyModel", "LatencyTable", "NodeCost", "latency_model", "node_times"]
@@ -97,6 +99,7 @@ class _GraphModel:
         self.target, self.shapes = target, shapes
         feeds = bench.make_feeds(model, shapes, strict=False)
         graph = to_proto(model)
+        _name_nodes(graph)
         originals = [(cost_of(one), one) for one in isolate(graph, feeds)]
         self._originals = {cost.name: (cost, one) for cost, one in originals if cost is not None}
         self._rates: dict[str, float] = {}
@@ -215,6 +218,13 @@ def node_times(model: ModelSource, shapes: Shapes | None = None) -> dict[str, fl
     from condensec.hardware.target import get
 
     return TableModel(get("host"), model, shapes).node_times()
+
+
+def _name_nodes(graph: onnx.ModelProto) -> None:
+    """Name nodes that have no name after their first output, as the analysis does."""
+    for node in graph.graph.node:
+        if not node.name and node.output:
+            node.name = f"{node.op_type}_{node.output[0]}"
 
 
 def _owned(graph: Any, nodes: Sequence[Isolated], originals: Iterable[str]) -> list[_Part]:

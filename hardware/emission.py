@@ -1,0 +1,166 @@
+"""What every dialect shares: the request, the artifact, and how true an emitted graph is to its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from condensec.errors import PostconditionError
+from condensec.hardware.target import Target
+from condensec.runner import Session
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from condensec.data import Samples
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+CHECKED = 64  # samples an emitted graph is run on
+_FP32_ERROR = 1e-3  # of the largest output; reordered sums of deep nets come to a tenth of it
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a dialect is asked to write.
+
+    Attributes:
+        model: the fp32 model.
+        target: for which target.
+        samples: calibration samples.
+        threads: threads for calibration.
+    """
+
+    model: ir.Model
+    target: Target
+    samples: Samples
+    threads: int = 1
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Input shapes of one call: the fixed batch size or 1, and the samples' other dims."""
+        found = {}
+        for value in self.model.graph.inputs:
+            name = value.name or ""
+            if name in self.samples.inputs:
+                first = value.shape[0] if value.shape is not None and len(value.shape) else 1
+                batch = first if isinstance(first, int) and first > 0 else 1
+                found[name] = (batch, *self.samples.inputs[name].shape[1:])
+        return found
+
+    def feeds(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Real inputs of one call."""
+        index = {name: np.arange(shape[0]) % len(self.samples) for name, shape in self.shapes().items()}
+        return {name: np.ascontiguousarray(self.samples.inputs[name][rows]) for name, rows in index.items()}
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close an emitted graph's outputs are to the fp32 model's, on calibration samples.
+
+    Attributes:
+        max_error: largest absolute difference.
+        scale: largest absolute output of the fp32 model.
+        agreement: share of rows with the same largest entry; None where outputs have no classes.
+        cosine: smallest mean cosine similarity of an output.
+        samples: how many samples were run.
+    """
+
+    max_error: float
+    scale: float
+    agreement: float | None
+    cosine: float
+    samples: int
+
+    def __str__(self) -> str:
+        same = "" if self.agreement is None else f", same answer on {self.agreement:.1%}"
+        return (
+            f"largest difference to fp32 {self.max_error:.3g} on outputs up to {self.scale:.3g}{same} "
+            f"({self.samples} samples)"
+        )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was written for one target.
+
+    Attributes:
+        path: the file to deploy.
+        precision: "fp32", "fp16" or "int8".
+        bytes: its size with external weights.
+        verified: how the target's numbers are obtained, see `condensec.hardware.target.VERIFICATIONS`.
+        notes: what a user should know.
+        fidelity: against the fp32 model.
+        command: a line that runs or measures it on the target, or empty.
+        tried: precision -> measured time over fp32, where it was measured.
+    """
+
+    path: Path
+    precision: str
+    bytes: int
+    verified: str
+    notes: tuple[str, ...] = ()
+    fidelity: Fidelity | None = None
+    command: str = ""
+    tried: Mapping[str, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "file": self.path.name,
+            "precision": self.precision,
+            "bytes": self.bytes,
+            "verified": self.verified,
+            "notes": list(self.notes),
+            "fidelity": None if self.fidelity is None else vars(self.fidelity),
+            "command": self.command,
+            "tried": dict(self.tried or {}),
+        }
+
+
+def reference(request: Request) -> dict[str, np.ndarray[Any, Any]]:
+    """Outputs of the fp32 model on the samples that emitted graphs are checked on."""
+    return Session(request.model, threads=request.threads).run_samples(_few(request.samples))
+
+
+def check(path: Path, request: Request, expected: Arrays, precision: str) -> Fidelity:
+    """Run an emitted graph in this onnxruntime and compare it with the fp32 model.
+
+    Raises:
+        PostconditionError: it doesn't run, isn't finite, or an fp32 graph differs.
+        ModelError: it doesn't load.
+    """
+    few = _few(request.samples)
+    found = Session(path, threads=request.threads).run_samples(few)
+    errors, scales, agreements, cosines = [0.0], [0.0], [], [1.0]
+    for name, want in expected.items():
+        have = found[name]
+        if have.shape != want.shape:
+            raise PostconditionError(
+                f"{path.name}: output '{name}' has shape {have.shape} instead of {want.shape}", node=name
+            )
+        if want.dtype.kind != "f" or not want.size:
+            continue
+        a, b = want.astype(np.float64), have.astype(np.float64)
+        if np.isfinite(a).all() and not np.isfinite(b).all():
+            raise PostconditionError(f"{path.name}: output '{name}' isn't finite in {precision}", node=name)
+        errors.append(float(np.abs(a - b).max()))
+        scales.append(float(np.abs(a).max()))
+        rows = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        norms = np.linalg.norm(rows[0], axis=1) * np.linalg.norm(rows[1], axis=1)
+        cosines.append(float(np.mean((rows[0] * rows[1]).sum(axis=1) / np.maximum(norms, 1e-30))))
+        if a.ndim >= 2 and a.shape[-1] > 1:
+            agreements.append(float(np.mean(a.argmax(-1) == b.argmax(-1))))
+    if precision == "fp32" and max(errors) > _FP32_ERROR * max(1.0, max(scales)):
+        raise PostconditionError(
+            f"{path.name}: the emitted graph differs from its model by {max(errors):.3g} on outputs of up to "
+            f"{max(scales):.3g}"
+        )
+    agreement = min(agreements) if agreements else None
+    return Fidelity(max(errors), max(scales), agreement, min(cosines), len(few))
+
+
+def _few(samples: Samples) -> Samples:
+    return samples.first(CHECKED)
