@@ -13,6 +13,9 @@ from condensec.hardware.quiet import quiet_third_party
 from condensec.runner import Session
 
 if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
     from condensec.data import Samples
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -47,7 +50,7 @@ class Scheme:
     inputs_only: bool = False
 
 
-def folded(model: Any, out: Path) -> Path:
+def folded(model: ir.Model, out: Path) -> Path:
     """Write the model with batch norms and constants folded, in standard operators.
 
     The quantizer sees only what is there: a batch norm left between Conv and Relu costs a Q/DQ pair.
@@ -56,16 +59,36 @@ def folded(model: Any, out: Path) -> Path:
 
     Session(model, optimize="basic", save_optimized=out)
     proto = onnx.load_model(out)
+    _rename_made_up(proto, model)
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset < PER_CHANNEL_OPSET:
         try:
-            onnx.save_model(onnx.version_converter.convert_version(proto, PER_CHANNEL_OPSET), out)
+            proto = onnx.version_converter.convert_version(proto, PER_CHANNEL_OPSET)
         except Exception as error:  # the converter raises whatever its adapters do
             raise PostconditionError(
                 f"opset {opset} can't be raised to {PER_CHANNEL_OPSET}, which int8 per channel needs: "
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
+    onnx.save_model(proto, out)
     return out
+
+
+def _rename_made_up(proto: onnx.ModelProto, original: ir.Model) -> None:
+    """Rename values onnxruntime made up: it makes up the same names again later, and then trips over them."""
+    if any(a.HasField("g") or a.graphs for node in proto.graph.node for a in node.attribute):
+        return  # names may be used inside subgraphs, too
+    known = {value.name for value in original.graph.initializers.values()}
+    known |= {value.name for value in original.graph.inputs}
+    known |= {value.name for node in original.graph for value in node.outputs}
+    names = [tensor.name for tensor in proto.graph.initializer]
+    names += [name for node in proto.graph.node for name in node.output]
+    renamed = {name: f"{name}.folded" for name in names if name and name not in known}
+    for tensor in proto.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for node in proto.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    del proto.graph.value_info[:]
 
 
 def quantize(source: Path, out: Path, samples: Samples, scheme: Scheme) -> None:

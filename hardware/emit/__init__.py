@@ -166,7 +166,11 @@ def _best(
         result = bench.compare(base.path, one.path, request.feeds(), protocol=_QUICK)
         tried[precision] = result.ratio
         if result.verdict != "faster":
-            notes.append(f"{precision} was left out: it takes {result.ratio:.2f}x the time of fp32 here")
+            low, high = result.ci95
+            notes.append(
+                f"{precision} was left out: {result.ratio:.2f}x the time of fp32 here "
+                f"(95% interval {low:.2f} to {high:.2f})"
+            )
         elif result.ratio < best_ratio:
             best, best_ratio = one, result.ratio
     return best, tuple(notes), tried
