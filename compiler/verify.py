@@ -1,8 +1,7 @@
 """The masked-equivalence oracle: proof of each cut.
 
-Take the original model, zero exactly the parameter slices that the plan removes (a running variance: one),
-and run it beside the cut one. Where a norm, softmax or mean reduces over a cut axis, the reference is the
-original with that reduction restricted to the kept units. A wrong index shows at once.
+Take the original model, zero exactly the parameter slices that the plan removes (`condensec.masked`), and run
+it beside the cut one. A wrong index shows at once.
 
 The oracle is independent of the slicer: it is built from the plan and the original file alone, and imports
 nothing from ``condensec.passes``.
@@ -11,7 +10,7 @@ nothing from ``condensec.passes``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,21 +18,20 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.errors import PostconditionError
-from condensec.plan import Plan, Restriction
+from condensec.masked import masked
+from condensec.plan import Plan
 from condensec.runner import Session
 
 Array = npt.NDArray[Any]
 
+__all__ = ["TOLERANCE", "Proof", "check", "compare", "masked"]
+
 # Two orders of the same fp32 sums differ by rounding; a wrong index differs by the size of the activations.
-TOLERANCE = 1e-3
-_SCALED = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"))
-_SAME_SHAPE = _SCALED | {
-    "Softmax",
-    "LogSoftmax",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-    "InstanceNormalization",
-}
+TOLERANCE = 1e-4
+# A model that amplifies rounding (half precision, quantized) is allowed so many times its own noise...
+NOISE_FACTOR = 20.0
+# ...but never more than this.
+LIMIT = 0.03
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Proof:
         scale: largest magnitude of any output element of the reference.
         relative_error: the worst output's error over its scale.
         samples: number of samples compared.
+        tolerance: the largest relative error that passes.
     """
 
     exact_groups: int
@@ -55,11 +54,12 @@ class Proof:
     scale: float
     relative_error: float
     samples: int
+    tolerance: float = TOLERANCE
 
     @property
     def passed(self) -> bool:
         """Whether the cut is right."""
-        return bool(self.relative_error <= TOLERANCE)
+        return bool(self.relative_error <= self.tolerance)
 
 
 def check(
@@ -77,11 +77,36 @@ def check(
     Raises:
         PostconditionError: the plan names something the original hasn't, or the cut model doesn't run.
     """
-    reference = Session(masked(original, plan), threads=threads, optimize=False)
+    mask = masked(original, plan)
+    reference = Session(mask, threads=threads, optimize=False)
     expected = reference.run(feeds)
-    del reference
     found = Session(pruned, threads=threads, optimize=False).run(feeds)
-    return compare(plan, expected, found, samples=max((len(a) for a in feeds.values() if a.ndim), default=1))
+    samples = max((len(a) for a in feeds.values() if a.ndim), default=1)
+    proof = compare(plan, expected, found, samples=samples)
+    if TOLERANCE < proof.relative_error <= LIMIT:
+        noise = _noise(plan, mask, reference, expected, feeds, threads)
+        proof = replace(proof, tolerance=min(LIMIT, max(TOLERANCE, NOISE_FACTOR * noise)))
+    return proof
+
+
+def _noise(
+    plan: Plan,
+    mask: ir.Model,
+    reference: Session,
+    expected: Mapping[str, Array],
+    feeds: Mapping[str, Array],
+    threads: int,
+) -> float:
+    """What rounding alone does to the reference: its inputs moved by their last bits, its sums reordered."""
+    rng = np.random.default_rng(0)
+    moved = {
+        name: (a * (1 + 2 * np.finfo(a.dtype).eps * rng.standard_normal(a.shape))).astype(a.dtype)
+        if a.dtype.kind == "f"
+        else a
+        for name, a in feeds.items()
+    }
+    runs = (reference.run(moved), Session(mask, threads=threads, optimize=True).run(feeds))
+    return max(compare(plan, expected, run, samples=1).relative_error for run in runs)
 
 
 def compare(plan: Plan, expected: Mapping[str, Array], found: Mapping[str, Array], *, samples: int) -> Proof:
@@ -113,148 +138,3 @@ def compare(plan: Plan, expected: Mapping[str, Array], found: Mapping[str, Array
     cut = [g for g in plan.groups if len(g.kept) < g.size]
     exact = sum(g.exact for g in cut)
     return Proof(exact, len(cut) - exact, absolute, scale, worst, samples)
-
-
-def masked(original: ir.Model, plan: Plan) -> ir.Model:
-    """The original with every removed parameter slice zeroed, and reductions restricted to kept units."""
-    model = original.clone()
-    values = {v.name: v for v in _values(model.graph)}
-    variances = {
-        node.inputs[4].name
-        for node in model.graph
-        if node.op_type == "BatchNormalization" and node.inputs[4] is not None
-    }
-    for copy, split in plan.splits.items():
-        user = values[split.output].producer()
-        assert user is not None
-        source = values[split.of]
-        fresh = ir.Value(name=copy, shape=source.shape, type=source.type, const_value=_tensor(source))
-        model.graph.register_initializer(fresh)
-        user.replace_input_with(split.input, fresh)
-        values[copy] = fresh
-        if split.of in variances and user.op_type == "BatchNormalization":
-            variances.add(copy)
-    for name, axes in plan.slices.items():
-        if name not in values:
-            raise PostconditionError(
-                f"the plan slices '{name}', which the original model doesn't have", node=name
-            )
-        _zero(values[name], axes, fill=1.0 if name in variances else 0.0)
-    for restriction in plan.restrictions:
-        _restrict(model.graph, values, restriction)
-    return model
-
-
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    return [*graph.initializers.values(), *graph.inputs, *(o for node in graph for o in node.outputs)]
-
-
-def _tensor(value: ir.Value) -> ir.TensorProtocol:
-    tensor = ir.convenience.get_const_tensor(value)
-    if tensor is None:
-        raise PostconditionError(f"the plan slices '{value.name}', which isn't a constant", node=value.name)
-    return tensor
-
-
-def _zero(value: ir.Value, axes: Mapping[int, tuple[int, ...]], fill: float) -> None:
-    tensor = _tensor(value)
-    array = tensor.numpy().copy()
-    for axis, kept in axes.items():
-        gone = np.ones(array.shape[axis], np.bool_)
-        gone[list(kept)] = False
-        index: list[Any] = [slice(None)] * array.ndim
-        index[axis] = gone
-        array[tuple(index)] = fill
-    new = ir.Tensor(array, dtype=tensor.dtype, name=value.name)
-    producer = value.producer()
-    if producer is not None:
-        for name in list(producer.attributes):
-            del producer.attributes[name]
-        producer.attributes["value"] = ir.AttrTensor("value", new)
-    value.const_value = new
-
-
-def _restrict(graph: ir.Graph, values: Mapping[str | None, ir.Value], restriction: Restriction) -> None:
-    """Let one reduction see only the kept indices of one axis of one input."""
-    node = values[restriction.output].producer()
-    source = values[restriction.input]
-    if node is None:
-        raise PostconditionError(
-            f"'{restriction.output}' isn't computed in the original model", node=restriction.output
-        )
-    kept = np.array(restriction.kept, np.int64)
-    position = next((i for i, v in enumerate(node.inputs) if v is source or _origin(v) is source), None)
-    if position is None:
-        raise PostconditionError(
-            f"'{restriction.output}' doesn't read '{restriction.input}'", node=restriction.output
-        )
-    before = node.inputs[position]
-    assert before is not None
-    node.replace_input_with(position, _gather(graph, node, before, kept, restriction.axis))
-    if node.op_type not in _SAME_SHAPE:
-        return
-    for index in range(1, len(node.inputs) if node.op_type in _SCALED else 1):
-        parameter = node.inputs[index]  # scale and bias lie on the last axes, perhaps behind an Identity
-        if parameter is not None:
-            axis = restriction.axis - restriction.rank
-            node.replace_input_with(index, _gather(graph, node, parameter, kept, axis))
-    _scatter_back(graph, node, restriction, kept, source)
-
-
-def _origin(value: ir.Value | None) -> ir.Value | None:
-    """The value an inserted Gather reads, for nodes that are restricted on several axes."""
-    while value is not None:
-        producer = value.producer()
-        if producer is None or not (producer.name or "").startswith("condensec.restrict"):
-            return value
-        value = producer.inputs[0]
-    return None
-
-
-def _constant(graph: ir.Graph, node: ir.Node, array: Array) -> ir.Value:
-    name = f"condensec.restrict.constant.{len(graph.initializers)}"
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def _gather(graph: ir.Graph, node: ir.Node, value: ir.Value, kept: Array, axis: int) -> ir.Value:
-    indices = _constant(graph, node, kept)
-    name = f"condensec.restrict.{len(graph.initializers)}"
-    new = ir.Node("", "Gather", [value, indices], [ir.AttrInt64("axis", axis)], name=name)
-    new.outputs[0].name = f"{name}.out"
-    new.outputs[0].type = value.type
-    graph.insert_before(node, new)
-    return new.outputs[0]
-
-
-def _scatter_back(
-    graph: ir.Graph, node: ir.Node, restriction: Restriction, kept: Array, source: ir.Value
-) -> None:
-    """Bring the result back to full width, with zeros at the cut indices."""
-    width = restriction.size
-    positions = np.zeros(width, np.int64)
-    positions[kept] = np.arange(len(kept))
-    mask = np.zeros(width, np.float32)
-    mask[kept] = 1
-    mask = mask.reshape([width if i == restriction.axis else 1 for i in range(restriction.rank)])
-    output = node.outputs[0]
-    users = list(output.uses())
-    spread = ir.Node(
-        "", "Gather", [output, _constant(graph, node, positions)], [ir.AttrInt64("axis", restriction.axis)]
-    )
-    spread.name = f"condensec.restrict.spread.{len(graph.initializers)}"
-    dtype = output.dtype or source.dtype or ir.DataType.FLOAT
-    scale = _constant(graph, node, mask.astype(dtype.numpy()))
-    zeroed = ir.Node(
-        "", "Mul", [spread.outputs[0], scale], name=f"condensec.restrict.zero.{len(graph.initializers)}"
-    )
-    for new in (spread, zeroed):
-        new.outputs[0].name = f"{new.name}.out"
-        new.outputs[0].type = output.type
-    graph.insert_after(node, [spread, zeroed])
-    for use in users:
-        use.node.replace_input_with(use.idx, zeroed.outputs[0])

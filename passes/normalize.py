@@ -68,7 +68,7 @@ def _split_shared_vectors(graph: ir.Graph) -> dict[str, Split]:
         dims = [d for d in tensor.shape.numpy() if d != 1]
         if len(dims) != 1 or dims[0] > SPLIT_LIMIT or any(u.node.graph is not graph for u in uses):
             continue
-        for number, use in enumerate(uses[1:], start=1):
+        for number, use in enumerate(uses):
             copy_name = f"{name}.copy{number}"
             while copy_name in graph.initializers:
                 copy_name += "_"

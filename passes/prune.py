@@ -17,10 +17,13 @@ import onnx_ir as ir
 from condensec.errors import PostconditionError, PreconditionError
 from condensec.passes.context import AttributeRewrite, Kept
 from condensec.passes.groups import Analysis
+from condensec.passes.planning import describe
 from condensec.passes.resize import Resizer
-from condensec.plan import GroupCut, Plan, RemovedLayer, Restriction, ShapeEdit, Split
+from condensec.plan import Plan, RemovedLayer, Split
 
 Array = npt.NDArray[Any]
+LAZY_BYTES = 1 << 26  # larger weights are sliced when they are written out, one at a time...
+SMALL_BYTES = 1 << 16  # ...and external ones above this
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ def prune(analysis: Analysis, units: Mapping[str, Sequence[int]], *, sha256: str
         PostconditionError: shape arithmetic can't follow the cut; names the node.
     """
     _check(analysis, units)
+    units = _without_empty_axes(analysis, units)
     kept = analysis.kept(units)
     model = analysis.model.clone()
     nodes = {node.name: node for node in model.graph}
@@ -62,8 +66,8 @@ def prune(analysis: Analysis, units: Mapping[str, Sequence[int]], *, sha256: str
             resizer.rewrite(node, rewrite.index, lambda old, rewrite=rewrite: rewrite.new(kept, old))  # type: ignore[misc]
     _forget_shapes(model.graph)
     shapes = resizer.edits()
-    plan = _plan(analysis, units, kept, slices, shapes, sha256)
-    _merge_copies(model.graph, plan.splits, analysis.normalized.splits)
+    plan = describe(analysis, units, kept, slices, shapes, sha256)
+    _merge_copies(model.graph, plan, analysis.normalized.splits)
     return Cut(model, plan)
 
 
@@ -83,28 +87,77 @@ def _check(analysis: Analysis, units: Mapping[str, Sequence[int]]) -> None:
         raise PreconditionError(f"no group is called {sorted(unknown)[0]}")
 
 
+def _without_empty_axes(
+    analysis: Analysis, units: Mapping[str, Sequence[int]]
+) -> Mapping[str, Sequence[int]]:
+    """The units, and one more wherever a branch would be left with no channel at all.
+
+    That can only happen where one group lies in pieces: the units of a Gather, say, of which a later Slice
+    takes a few.
+    """
+    pieces = {a.id: (g, i) for g in analysis.groups if len(g.atoms) > 1 for i, a in enumerate(g.atoms)}
+    if not any(g.id in units for g, _ in pieces.values()):
+        return units
+    found = {name: set(map(int, kept)) for name, kept in units.items()}
+    kept = analysis.kept(units)
+    layouts = analysis.context.layouts.values()
+    for term in {id(t): t for layout in layouts for t in layout if t is not None and t.size}.values():
+        while not kept.size(term):
+            empty = next(a for a in analysis.axes.atoms(term) if not kept.sizes.get(a.id, 1))
+            group, index = pieces[empty.id]
+            found[group.id].add(sum(a.size for a in group.atoms[:index]))
+            kept = analysis.kept({name: sorted(some) for name, some in found.items()})
+    return {name: sorted(some) for name, some in found.items()}
+
+
 def _slice_weights(analysis: Analysis, kept: Kept, model: ir.Model) -> dict[str, dict[int, tuple[int, ...]]]:
     slices: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, layout in analysis.weight_layouts.items():
         found: dict[int, npt.NDArray[np.int64]] = {}
         for axis, term in enumerate(layout):
-            if term is not None:
-                indices = kept.indices(term)
-                if len(indices) < term.size:
-                    found[axis] = indices
+            if term is not None and kept.size(term) < term.size:
+                found[axis] = kept.indices(term)
         if not found:
             continue
         value = model.graph.initializers[name]
-        tensor = value.const_value
-        assert tensor is not None
-        array = tensor.numpy()
-        for axis, indices in found.items():
-            if not len(indices):
-                raise PreconditionError(f"axis {axis} of weight '{name}' would lose everything", node=name)
-            array = np.take(array, indices, axis=axis)
-        set_weight(value, array, tensor.dtype)
+        assert value.const_value is not None
+        value.const_value = _sliced(value.const_value, found)
+        value.shape = ir.Shape(value.const_value.shape.numpy())
         slices[name] = {axis: tuple(int(i) for i in indices) for axis, indices in found.items()}
     return slices
+
+
+def _sliced(tensor: ir.TensorProtocol, indices: Mapping[int, npt.NDArray[np.int64]]) -> ir.TensorProtocol:
+    """Indices of some axes of a tensor. Large and external weights are read when they are written out."""
+    sizes = [len(indices.get(axis, range(int(size)))) for axis, size in enumerate(tensor.shape.numpy())]
+
+    def cut() -> ir.TensorProtocol:
+        source = _reopened(tensor)
+        array = source.numpy()
+        for axis, wanted in indices.items():
+            array = np.take(array, wanted, axis=axis)
+        if isinstance(source, ir.ExternalTensor):
+            source.release()
+        return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=tensor.name)
+
+    if tensor.nbytes > LAZY_BYTES or (isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > SMALL_BYTES):
+        return ir.LazyTensor(cut, dtype=tensor.dtype, shape=ir.Shape(sizes), name=tensor.name)
+    return cut()
+
+
+def _reopened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """An external tensor with a mapping of its own, so that closing it lets go of the memory."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name or "",
+        base_dir=tensor.base_dir,
+    )
 
 
 def set_weight(value: ir.Value, array: Array, dtype: ir.DataType) -> None:
@@ -121,77 +174,14 @@ def _forget_shapes(graph: ir.Graph) -> None:
                 output.shape = None
 
 
-def _plan(
-    analysis: Analysis,
-    units: Mapping[str, Sequence[int]],
-    kept: Kept,
-    slices: dict[str, dict[int, tuple[int, ...]]],
-    shapes: dict[str, ShapeEdit],
-    sha256: str,
-) -> Plan:
-    splits = analysis.normalized.splits
-    copies: dict[str, list[str]] = {}
+def _merge_copies(graph: ir.Graph, plan: Plan, splits: Mapping[str, Split]) -> None:
+    """Copies of a shared vector that were cut alike become one again; of the others the original goes."""
     for copy, split in splits.items():
-        copies.setdefault(split.of, [split.of]).append(copy)
-    different = {
-        copy: splits[copy]
-        for original, family in copies.items()
-        if any(slices.get(m) != slices.get(original) for m in family)
-        for copy in family[1:]
-    }
-    same = set(splits) - set(different)
-    groups = tuple(
-        GroupCut(
-            g.id,
-            g.kind,
-            g.size,
-            tuple(sorted(int(i) for i in units.get(g.id, range(g.size)))),
-            g.exact,
-            tuple(a for a in g.axes if a.tensor not in same),
-        )
-        for g in analysis.groups
-    )
-    return Plan(
-        sha256=sha256,
-        opset=analysis.context.opset,
-        groups=groups,
-        frozen=analysis.frozen,
-        slices={name: axes for name, axes in slices.items() if name not in same},
-        shapes=shapes,
-        restrictions=_restrictions(analysis, kept),
-        splits=different,
-        removed_layers=(),
-    )
-
-
-def _restrictions(analysis: Analysis, kept: Kept) -> tuple[Restriction, ...]:
-    found = []
-    for reduction in analysis.context.reductions:
-        indices = kept.indices(reduction.term)
-        source = reduction.node.inputs[reduction.index]
-        # a contraction sees zeros at cut indices, unless a norm before it moved them
-        needed = not reduction.contraction or any(not a.exact for a in analysis.axes.atoms(reduction.term))
-        if len(indices) < reduction.term.size and needed:
-            assert source is not None
-            found.append(
-                Restriction(
-                    output=reduction.node.outputs[0].name or "",
-                    input=source.name or "",
-                    axis=reduction.axis,
-                    rank=len(analysis.context.layout(source)),
-                    size=reduction.term.size,
-                    kept=tuple(int(i) for i in indices),
-                )
-            )
-    return tuple(found)
-
-
-def _merge_copies(graph: ir.Graph, different: Mapping[str, Split], splits: Mapping[str, Split]) -> None:
-    """Copies of a shared vector that were cut alike become one again."""
-    for copy, split in splits.items():
-        if copy in different:
+        if copy in plan.splits:
+            graph.initializers.pop(split.of, None)
             continue
         duplicate, value = graph.initializers[copy], graph.initializers[split.of]
+        value.const_value, value.shape = duplicate.const_value, duplicate.shape
         for use in list(duplicate.uses()):
             use.node.replace_input_with(use.idx, value)
         del graph.initializers[copy]

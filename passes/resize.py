@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from condensec.axes import Term
 from condensec.errors import PostconditionError
+from condensec.passes.arithmetic import evaluate_node
 from condensec.passes.context import Kept
-from condensec.passes.world import evaluate_node
 from condensec.plan import ShapeEdit
 
 if TYPE_CHECKING:

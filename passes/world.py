@@ -15,62 +15,9 @@ import onnx
 import onnx_ir as ir
 
 from condensec.errors import ModelError
+from condensec.passes.arithmetic import FOLDABLE, SMALL, evaluate_node
 
-SMALL = 4096  # elements; larger integer tensors are data, not shape arithmetic
 BATCH = 2  # a sample batch of two keeps a reshape of batch*heads apart from one of heads
-_FOLDABLE = frozenset(
-    [
-        "Abs",
-        "Add",
-        "And",
-        "Cast",
-        "Ceil",
-        "Clip",
-        "Concat",
-        "ConstantOfShape",
-        "CumSum",
-        "Div",
-        "Equal",
-        "Expand",
-        "Flatten",
-        "Floor",
-        "Gather",
-        "Greater",
-        "GreaterOrEqual",
-        "Identity",
-        "Less",
-        "LessOrEqual",
-        "Max",
-        "Min",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Not",
-        "Or",
-        "Pow",
-        "Range",
-        "ReduceMax",
-        "ReduceMin",
-        "ReduceProd",
-        "ReduceSum",
-        "Reshape",
-        "Round",
-        "ScatterND",
-        "Shape",
-        "Size",
-        "Slice",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Sum",
-        "Tile",
-        "Transpose",
-        "Trilu",
-        "Unsqueeze",
-        "Where",
-    ]
-)
 
 
 class World:
@@ -249,7 +196,7 @@ def _info(
 def _evaluate(nodes: list[ir.Node], world: World) -> None:
     """Evaluate shape arithmetic in graph order, with the ONNX reference implementation."""
     for node in nodes:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _FOLDABLE:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in FOLDABLE:
             continue
         if all((o.name or "") in world.values for o in node.outputs):
             continue
@@ -264,56 +211,3 @@ def _evaluate(nodes: list[ir.Node], world: World) -> None:
             world.shapes[output.name or ""] = array.shape
             if derived:
                 world.derived.add(output.name or "")
-
-
-def evaluate_node(
-    node: ir.Node, values: Mapping[str, np.ndarray[Any, Any]], shapes: Mapping[str, tuple[int, ...]]
-) -> list[np.ndarray[Any, Any]] | None:
-    """Outputs of one node of shape arithmetic, or None where an input isn't known or the result is large."""
-    if node.op_type in ("Shape", "Size"):
-        source = node.inputs[0]
-        sizes = shapes.get(source.name or "") if source is not None else None
-        if sizes is None:
-            return None
-        if node.op_type == "Size":
-            return [np.asarray(int(np.prod(sizes)), np.int64)]
-        start = node.attributes["start"].as_int() if "start" in node.attributes else 0
-        end = node.attributes["end"].as_int() if "end" in node.attributes else len(sizes)
-        return [np.asarray(sizes, np.int64)[start:end]]
-    feeds: list[np.ndarray[Any, Any] | None] = []
-    for source in node.inputs:
-        if source is None:
-            feeds.append(None)
-            continue
-        array = values.get(source.name or "")
-        if array is None:
-            return None
-        feeds.append(array)
-    if node.op_type in ("Expand", "ConstantOfShape") and np.prod(np.asarray(feeds[-1], np.float64)) > SMALL:
-        return None
-    if node.op_type == "Range" and _range_length(feeds) > SMALL:
-        return None
-    results = _reference(node, feeds)
-    if results is None or any(r.size > SMALL for r in results):
-        return None
-    return results
-
-
-def _range_length(feeds: list[np.ndarray[Any, Any] | None]) -> float:
-    start, stop, step = (float(np.asarray(f).reshape(-1)[0]) for f in feeds)
-    return abs((stop - start) / step) if step else 0.0
-
-
-def _reference(node: ir.Node, feeds: list[np.ndarray[Any, Any] | None]) -> list[np.ndarray[Any, Any]] | None:
-    from onnx.reference import ReferenceEvaluator
-
-    proto = ir.serde.serialize_node(node)
-    version = node.version or (node.graph.opset_imports.get("", 17) if node.graph is not None else 17)
-    evaluator = ReferenceEvaluator(proto, opsets={"": version})
-    names = [name for name in proto.input if name]
-    arrays = [f for f in feeds if f is not None]
-    try:
-        results = evaluator.run(None, dict(zip(names, arrays, strict=True)))
-    except Exception:  # the reference implementation refuses: the value stays unknown, which freezes its axes
-        return None
-    return [np.asarray(r) for r in results]

@@ -1,0 +1,252 @@
+"""The masked original: what a cut model has to be equivalent to.
+
+Every removed parameter slice is zero (a running variance: one, a quantized weight: its zero-point), and a
+norm, softmax or mean over a cut axis is restricted to the kept units. Built from the plan and the original
+model alone; nothing of ``condensec.passes`` is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as ir_passes
+
+from condensec.errors import PostconditionError
+from condensec.plan import Plan, RemovedLayer, Restriction
+
+Array = npt.NDArray[Any]
+
+# Norms give back the shape they take: operator -> inputs that lie on the last axes of the data.
+_NORMS: dict[str, tuple[int, ...]] = {
+    "Softmax": (),
+    "LogSoftmax": (),
+    "LpNormalization": (),
+    "MeanVarianceNormalization": (),
+    "InstanceNormalization": (),
+    "DynamicQuantizeLinear": (),
+    "LayerNormalization": (1, 2),
+    "RMSNormalization": (1,),
+    "SimplifiedLayerNormalization": (1,),
+    "SkipLayerNormalization": (1, 2, 3, 4),
+    "SkipSimplifiedLayerNormalization": (1, 2, 3),
+    "EmbedLayerNormalization": (3, 4, 5, 6),
+}
+_SUMS = {"SkipLayerNormalization": 3, "SkipSimplifiedLayerNormalization": 3, "EmbedLayerNormalization": 2}
+# Quantized weights: operator -> {weight input: zero-point input}.
+_ZERO_POINTS: dict[str, dict[int, int]] = {
+    "DequantizeLinear": {0: 2},
+    "QLinearConv": {3: 5},
+    "QLinearMatMul": {0: 2, 3: 5},
+    "ConvInteger": {1: 3},
+    "MatMulInteger": {0: 2, 1: 3},
+    "QGemm": {0: 2, 3: 5},
+    "DynamicQuantizeMatMul": {1: 3},
+    "MatMulIntegerToFloat": {0: 4, 1: 5},
+}
+_PREFIX = "condensec.restrict"
+
+
+def masked(original: ir.Model, plan: Plan) -> ir.Model:
+    """The original with every removed parameter slice zeroed, and reductions restricted to kept units.
+
+    Raises:
+        PostconditionError: the plan names something the original doesn't have.
+    """
+    model = original.clone()
+    if model.functions:
+        ir_passes.InlinePass()(model)
+        model.functions.clear()
+    graph = model.graph
+    values: dict[str | None, ir.Value] = {v.name: v for v in _values(graph)}
+    _split_shared(graph, values, plan)
+    variances = {n.inputs[4] for n in graph if n.op_type == "BatchNormalization" and len(n.inputs) > 4}
+    points = {
+        n.inputs[p] for n in graph for p in _ZERO_POINTS.get(n.op_type, {}).values() if p < len(n.inputs)
+    }
+    for name, axes in plan.slices.items():
+        if name not in values:
+            raise PostconditionError(
+                f"the plan slices '{name}', which the original model doesn't have", node=name
+            )
+        value = values[name]
+        if value in points:
+            continue  # its weights are filled with it, which makes them zero
+        _fill(value, axes, np.ones(()) if value in variances else _zero_point(value))
+    for restriction in plan.restrictions:
+        _restrict(graph, values, restriction)
+    for layer in plan.removed_layers:
+        _bypass(graph, layer)
+    return model
+
+
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    yield from graph.initializers.values()
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+# -- weights ------------------------------------------------------------------------------------------
+
+
+def _split_shared(graph: ir.Graph, values: dict[str | None, ir.Value], plan: Plan) -> None:
+    """Give users of a shared weight that were cut differently a copy each."""
+    for copy, split in plan.splits.items():
+        source, output = values.get(split.of), values.get(split.output)
+        user = output.producer() if output is not None else None
+        if source is None or user is None:
+            raise PostconditionError(
+                f"the plan splits '{split.of}' for '{split.output}', which the original model doesn't have",
+                node=split.of,
+            )
+        fresh = ir.Value(name=copy, shape=source.shape, type=source.type, const_value=_tensor(source))
+        graph.register_initializer(fresh)
+        user.replace_input_with(split.input, fresh)
+        values[copy] = fresh
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        raise PostconditionError(f"the plan slices '{value.name}', which isn't a constant", node=value.name)
+    return tensor
+
+
+def _zero_point(value: ir.Value) -> Array:
+    """What a quantized weight holds where it means zero, ready to broadcast; 0 for all others."""
+    for use in value.uses():
+        position = _ZERO_POINTS.get(use.node.op_type, {}).get(use.idx)
+        point = (
+            use.node.inputs[position] if position is not None and position < len(use.node.inputs) else None
+        )
+        tensor = ir.convenience.get_const_tensor(point) if point is not None else None
+        if tensor is None:
+            continue
+        rank = len(_tensor(value).shape)
+        array = tensor.numpy()
+        if array.ndim != 1 or array.size == 1 or rank < 2:
+            return array.reshape(()) if array.size == 1 else array
+        default = {"DequantizeLinear": 1, "QLinearConv": 0, "ConvInteger": 0}.get(use.node.op_type, rank - 1)
+        axis = use.node.attributes["axis"].as_int() if "axis" in use.node.attributes else default
+        return array.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+    return np.zeros(())
+
+
+def _fill(value: ir.Value, axes: Mapping[int, tuple[int, ...]], fill: Array) -> None:
+    tensor = _tensor(value)
+    array = tensor.numpy()
+    gone = np.zeros(array.shape, np.bool_)
+    for axis, kept in axes.items():
+        out = np.ones(array.shape[axis], np.bool_)
+        out[list(kept)] = False
+        gone |= out.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+    new = ir.Tensor(np.where(gone, fill.astype(array.dtype), array), dtype=tensor.dtype, name=value.name)
+    producer = value.producer()
+    if producer is not None:
+        for name in list(producer.attributes):
+            del producer.attributes[name]
+        producer.attributes["value"] = ir.AttrTensor("value", new)
+    value.const_value = new
+
+
+# -- reductions ---------------------------------------------------------------------------------------
+
+
+def _restrict(graph: ir.Graph, values: Mapping[str | None, ir.Value], restriction: Restriction) -> None:
+    """Let one reduction see only the kept indices of one axis of one input."""
+    output, source = values.get(restriction.output), values.get(restriction.input)
+    node = output.producer() if output is not None else None
+    if node is None or source is None:
+        raise PostconditionError(
+            f"'{restriction.output}' isn't computed in the original model", node=restriction.output
+        )
+    kept = np.array(restriction.kept, np.int64)
+    position = next((i for i, v in enumerate(node.inputs) if v is source or _origin(v) is source), None)
+    if position is None:
+        raise PostconditionError(
+            f"'{restriction.output}' doesn't read '{restriction.input}'", node=restriction.output
+        )
+    parameters = _NORMS.get(node.op_type)
+    axis = restriction.axis - restriction.rank  # parameters have fewer axes, and lie on the last ones
+    for index in (position, *(parameters or ())):
+        before = node.inputs[index] if index < len(node.inputs) else None
+        if before is not None:
+            node.replace_input_with(index, _gather(graph, node, before, kept, axis))
+    if parameters is None:
+        return
+    _spread(graph, node, node.outputs[0], restriction, kept)
+    extra = _SUMS.get(node.op_type)
+    if extra is not None and len(node.outputs) > extra and node.outputs[extra].uses():
+        _spread(graph, node, node.outputs[extra], restriction, kept)
+
+
+def _origin(value: ir.Value | None) -> ir.Value | None:
+    """The value an inserted Gather reads, for nodes that are restricted on several axes."""
+    while value is not None:
+        producer = value.producer()
+        if producer is None or not (producer.name or "").startswith(_PREFIX):
+            return value
+        value = producer.inputs[1 if producer.op_type == "Where" else 0]
+    return None
+
+
+def _node(graph: ir.Graph, kind: str, inputs: list[ir.Value], axis: int | None = None) -> ir.Node:
+    attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
+    name = f"{_PREFIX}.{len(graph.initializers)}.{kind}"
+    node = ir.Node("", kind, inputs, attributes, name=name)
+    node.outputs[0].name = f"{name}.out"
+    return node
+
+
+def _constant(graph: ir.Graph, array: Array) -> ir.Value:
+    tensor = ir.Tensor(array, name=f"{_PREFIX}.constant.{len(graph.initializers)}")
+    value = ir.Value(
+        name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _gather(graph: ir.Graph, node: ir.Node, value: ir.Value, kept: Array, axis: int) -> ir.Value:
+    new = _node(graph, "Gather", [value, _constant(graph, kept)], axis)
+    new.outputs[0].type = value.type
+    graph.insert_before(node, new)
+    return new.outputs[0]
+
+
+def _spread(graph: ir.Graph, node: ir.Node, output: ir.Value, restriction: Restriction, kept: Array) -> None:
+    """Bring a result back to full width, with zeros at the cut indices."""
+    width, axis = restriction.size, restriction.axis - restriction.rank
+    positions = np.zeros(width, np.int64)
+    positions[kept] = np.arange(len(kept))
+    there = np.zeros(width, np.bool_)
+    there[kept] = True
+    there = there.reshape([width, *[1] * (-axis - 1)])
+    users = list(output.uses())
+    wide = _node(graph, "Gather", [output, _constant(graph, positions)], axis)
+    zero = _node(graph, "Sub", [wide.outputs[0], wide.outputs[0]])  # of whatever type the output has
+    zeroed = _node(graph, "Where", [_constant(graph, there), wide.outputs[0], zero.outputs[0]])
+    for new in (wide, zero, zeroed):
+        new.outputs[0].type = output.type
+    graph.insert_after(node, [wide, zero, zeroed])
+    for use in users:
+        use.node.replace_input_with(use.idx, zeroed.outputs[0])
+
+
+# -- layers -------------------------------------------------------------------------------------------
+
+
+def _bypass(graph: ir.Graph, layer: RemovedLayer) -> None:
+    """A removed residual block adds nothing: its last node gives back what came in beside the branch."""
+    nodes = {node.name: node for node in graph}
+    last = nodes.get(layer.nodes[-1]) if layer.nodes else None
+    inside = {out for name in layer.nodes[:-1] if name in nodes for out in nodes[name].outputs}
+    around = [v for v in last.inputs if v is not None and v not in inside] if last is not None else []
+    if last is None or len(around) != 1:
+        raise PostconditionError(f"the plan removes layer {layer.id}, which the original model doesn't have")
+    for use in list(last.outputs[0].uses()):
+        use.node.replace_input_with(use.idx, around[0])
