@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from condensec import verify
 from condensec.hardware import bench, isa
 from condensec.metrics import interval
 from condensec.passes.groups import Analysis, analyze
@@ -129,7 +128,7 @@ def verification(proven: Proven, cut: Cut) -> Verification:
     proof = proven.proof
     if proof is None:
         return Verification(runs=proven.runs, note="nothing was cut")
-    allowed = verify.TOLERANCE * proof.scale
+    allowed = proof.tolerance * proof.scale
     exact = Check(proof.exact_groups, proof.max_abs_error, allowed, proof.passed)
     approximate = Check(
         proof.approximate_groups,
