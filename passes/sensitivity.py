@@ -17,6 +17,7 @@ from condensec.runner import Session
 
 Array = npt.NDArray[Any]
 RATIOS = (0.75, 0.5, 0.25)  # kept shares measured by default; in between, curves are interpolated
+MACS_PER_SECOND = 1e10  # a cautious figure for one or two cores
 Progress = Callable[[str, float], None]
 
 
@@ -69,7 +70,7 @@ def measure(
     *,
     ratios: Sequence[float] = RATIOS,
     threads: int = 1,
-    seconds: float = 60.0,
+    seconds: float = 20.0,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Measure every group at a ladder of kept shares.
@@ -80,14 +81,14 @@ def measure(
         samples: calibration samples.
         ratios: kept shares.
         threads: threads of the session.
-        seconds: a bound; fewer samples are used where the model is slow.
+        seconds: about how long it may take; fewer samples are used where the model is large.
         progress: told (group id, share done).
     """
     start = time.monotonic()
     graph = build(analysis)
     session = Session(graph.model, threads=threads)
     whole = graph.masks(analysis.kept({}))
-    samples = _affordable(session, whole, samples, seconds, len(analysis.groups) * len(ratios))
+    samples = samples.first(affordable(analysis.macs(), len(analysis.groups) * len(ratios), seconds))
     reference = run(session, samples, whole)
     curves: dict[str, Curve] = {}
     for number, group in enumerate(analysis.groups):
@@ -101,18 +102,12 @@ def measure(
     return Sensitivity(curves, len(samples), time.monotonic() - start)
 
 
-def _affordable(
-    session: Session, masks: Mapping[str, Array], samples: Samples, seconds: float, runs: int
-) -> Samples:
-    """As many samples as fit into the time, at least one call's worth."""
-    batch = batch_size(session)
-    probe = samples.subset(np.arange(min(len(samples), batch)))
-    run(session, probe, masks)
-    start = time.monotonic()
-    run(session, probe, masks)
-    each = max((time.monotonic() - start) / len(probe), 1e-6)
-    count = int(seconds / max(runs, 1) / each)
-    return samples.subset(np.arange(max(min(len(probe), len(samples)), min(len(samples), count))))
+def affordable(macs: int, runs: int, seconds: float, least: int = 16) -> int:
+    """How many samples fit into a time, by the size of the model alone.
+
+    Never by the clock: the same model, data and settings have to give the same choice.
+    """
+    return max(least, int(seconds * MACS_PER_SECOND / max(1, macs * runs)))
 
 
 def batch_size(session: Session, limit: int = 32) -> int:

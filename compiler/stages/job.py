@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +19,13 @@ from condensec.errors import ConfigError, DataError, TargetUnavailable
 from condensec.hardware.target import Target, get
 from condensec.metrics import Metric, resolve
 from condensec.passes.groups import Analysis, analyze
+from condensec.passes.sensitivity import affordable
 from condensec.runner import Session
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 SYNTHETIC_SAMPLES = 96
-GUARD_SECONDS = 20.0  # the guard is judged several times a run: fewer samples where the model is slow
-LEAST_GUARD = 64
+GUARD_SECONDS = 10.0  # the guard is judged several times a run: fewer samples where the model is large
+LEAST_GUARD = 256
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,10 @@ def find_groups(config: Config, loaded: Loaded, data: Data) -> Analysis:
 def measure_baseline(
     config: Config, loaded: Loaded, data: Data, targets: tuple[Target, ...], analysis: Analysis
 ) -> Job:
-    """Run the original on validation samples; on fewer of them, where it is slow."""
+    """Run the original on validation samples; on fewer of them, where it is large."""
     session = Session(loaded.path, threads=config.jobs)
-    validation = data.splits.validation
-    probe = validation.first(LEAST_GUARD)
-    start = time.monotonic()
-    session.run_samples(probe)
-    each = (time.monotonic() - start) / max(1, len(probe))
-    validation = validation.first(max(LEAST_GUARD, int(GUARD_SECONDS / max(each, 1e-9))))
+    most = affordable(analysis.macs(), 1, GUARD_SECONDS, LEAST_GUARD)
+    validation = data.splits.validation.first(most)
     notes = data.notes
     if len(validation) < len(data.splits.validation):
         whole = len(data.splits.validation)
