@@ -91,6 +91,20 @@ def test_a_layer_has_a_strip_and_a_group_its_row_of_the_heat_map(report):
     assert sum("chosen" in (a.get("class") or "") for a in cells) == cut
 
 
+def test_shares_that_few_groups_have_stand_in_one_column(report):
+    rows = {"a": {"0.5": 1.0, "0.0156": 4.0}, "b": {"0.5": 0.25, "0.0625": 2.0}, "c": {"0.5": None}}
+    heat = draw.heat_map(replace(report, sensitivity=rows, groups=()))
+    assert heat is not None
+    assert heat.shares == ("0.5", "fewer")
+    cells = {row.id: [(cell.text, cell.heat) for cell in row.cells] for row in heat.rows}
+    assert cells == {
+        "a": [("1.00", 0.5), ("4.00", 1.0)],
+        "b": [("0.25", 0.25), ("2.00", 0.707)],
+        "c": [("–", 0.0), ("–", 0.0)],
+    }
+    assert draw.heat_map(replace(report, sensitivity={"a": {"0.5": None}})) is None
+
+
 def test_nothing_is_loaded_from_anywhere(report):
     text = html.render(report)
     page = Page(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -89,6 +91,7 @@ class HeatCell:
     text: str
     heat: float
     chosen: bool
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,63 +105,63 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Loss per group and kept share. `top` is the loss at full heat, `unit` what it is counted in."""
+    """Loss per group and kept share. `top` is the loss at full heat."""
 
     shares: tuple[str, ...]
     rows: tuple[HeatRow, ...]
     top: str
-    unit: str
 
 
 def heat_map(report: Report) -> HeatMap | None:
     """The sensitivities as a table of heats; None when nothing was measured.
 
     Heat is the square root of the loss over the largest loss, so that small differences among the
-    harmless groups can still be seen.
+    harmless groups can still be seen. Shares that only a few groups were measured at (one unit of 64,
+    one of 24) stand together in a last column.
     """
     losses = report.sensitivity
-    shares = sorted({share for row in losses.values() for share in row}, key=float, reverse=True)
     known = [value for row in losses.values() for value in row.values() if value is not None]
     if not known:
         return None
-    metric = report.before.metric
-    scale = metric.unit_points if metric is not None else 1.0
+    common = Counter(share for row in losses.values() for share in row)
+    shares = sorted((s for s, n in common.items() if 2 * n >= len(losses)), key=float, reverse=True)
+    some_fewer = any(set(row) - set(shares) for row in losses.values())
     top = max(max(known), 1e-12)
     groups = {group.id: group for group in report.groups}
-    rows = tuple(
-        HeatRow(name, groups.get(name), _heat_cells(row, shares, groups.get(name), top, scale))
-        for name, row in losses.items()
-    )
-    unit = "points" if metric is not None and fmt.in_points(metric) else "loss"
-    return HeatMap(
-        tuple(f"{float(share):.4g}" for share in shares), rows, _loss_text(top * scale, top * scale), unit
-    )
+    rows = []
+    for name, row in losses.items():
+        rest = sorted((s for s in row if s not in shares), key=float)
+        columns = [
+            *(s if s in row else None for s in shares),
+            *([rest[0] if rest else None] if some_fewer else []),
+        ]
+        rows.append(HeatRow(name, groups.get(name), _heat_cells(row, columns, groups.get(name), top)))
+    names = (*(f"{float(share):.4g}" for share in shares), *(["fewer"] if some_fewer else []))
+    return HeatMap(names, tuple(rows), _loss_text(top, top))
 
 
 def _heat_cells(
-    row: Mapping[str, float | None],
-    shares: list[str],
-    group: GroupSummary | None,
-    top: float,
-    scale: float,
+    row: Mapping[str, float | None], columns: list[str | None], group: GroupSummary | None, top: float
 ) -> tuple[HeatCell, ...]:
     nearest = None
     if group is not None and 0 < group.kept < group.size:
         nearest = min(row, key=lambda share: abs(float(share) - group.kept / group.size), default=None)
     cells = []
-    for share in shares:
-        value = row.get(share)
+    for share in columns:
+        value = None if share is None else row[share]
         heat = 0.0 if value is None else (max(0.0, value) / top) ** 0.5
-        text = fmt.MISSING if value is None else _loss_text(value * scale, top * scale)
-        cells.append(HeatCell(text, round(heat, 3), share == nearest))
+        text = fmt.MISSING if value is None else _loss_text(value, top)
+        said = "" if share is None else f"{float(share):.3g} kept"
+        cells.append(HeatCell(text, round(heat, 3), share is not None and share == nearest, said))
     return tuple(cells)
 
 
 def _loss_text(value: float, top: float) -> str:
-    """Two decimals where the largest loss is worth them, two significant digits otherwise."""
-    if top < 0.5:
-        return f"{value:.2g}" if abs(value) >= 5e-7 else "0"
-    return f"{value:.2f}".replace("-0.00", "0.00")
+    """As many decimals as the largest loss is worth, so that a column can be compared at a glance."""
+    if top >= 100:
+        return f"{value:.0f}"
+    decimals = max(0, 2 - math.floor(math.log10(top)))
+    return f"{value:.{decimals}f}" if decimals <= 5 else f"{value:.1e}"
 
 
 def _share_text(value: float) -> str:

@@ -53,6 +53,13 @@ def seconds(value: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def total_seconds(report: Report) -> float | None:
+    """Wall time of the run; the sum of its stages where it isn't known."""
+    if not report.timings:
+        return None
+    return report.timings.get("total", sum(report.timings.values()))
+
+
 def ratio(value: float | None) -> str:
     """A share of the original: ``0.446x``."""
     return MISSING if value is None else f"{value:.3f}x"

@@ -337,7 +337,8 @@ class Report:
         status: a key of `STATUSES`.
         before, after: the original and the healed fp32 graph.
         targets: name -> what was emitted for it, in the order in which the user named them.
-        sensitivity: group -> kept share ("0.5") -> loss of the metric when only that share is kept.
+        sensitivity: group -> kept share ("0.5") -> loss when only that share of the group is kept.
+        sensitivity_unit: what that loss is.
         timings: stage -> seconds, in the order of the line, ending with ``total``.
         stage_rss_mb: stage -> peak resident memory in MiB when the stage ended.
         plan_sha256: `Plan.digest` of the plan that was carried out.
@@ -353,6 +354,7 @@ class Report:
     targets: Mapping[str, TargetResult] = field(default_factory=dict)
     cycles: tuple[Cycle, ...] = ()
     sensitivity: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    sensitivity_unit: str = "loss"
     verification: Verification = field(default_factory=Verification)
     timings: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mb: float = 0.0

@@ -120,7 +120,7 @@ def _facts(report: Report) -> list[tuple[str, str, str]]:
         facts.append(("data", report.data.note, "yellow"))
     facts += [("warning", warning, "yellow") for warning in report.warnings]
     facts += [("note", note, "") for note in fmt.notes(report)]
-    if "total" in report.timings:
+    if report.timings:
         facts.append(("time", _time_text(report), ""))
     return facts
 
@@ -152,7 +152,7 @@ def proof_lines(verification: Verification) -> list[tuple[str, str]]:
 
 
 def _time_text(report: Report) -> str:
-    total = fmt.seconds(report.timings["total"])
+    total = fmt.seconds(fmt.total_seconds(report))
     memory = f", peak memory {report.peak_rss_mb:.0f} MiB" if report.peak_rss_mb else ""
     return f"{total}{memory}"
 

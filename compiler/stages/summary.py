@@ -318,6 +318,7 @@ def started(job: Job, means: Means, steps: Steps) -> Report:
         before=empty,
         after=empty,
         sensitivity=means.sensitivity.to_json(),
+        sensitivity_unit="output error, relative to the outputs' variance",
         timings={k: round(v, 4) for k, v in steps.seconds.items()},
         peak_rss_mb=peak_rss_mb(),
         environment=environment(job),
