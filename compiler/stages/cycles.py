@@ -79,7 +79,8 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
         return replace(progress, finished=True, reached=choice.reached)
     units = means.units(job, choice.counts)
     cut, weights = steps.run("prune", _cut, job, units, progress.best)
-    healed, pruned = _heal(job, means.healer, steps, cut, weights, progress, last=choice.reached)
+    left = _cycles_left(means, choice, progress)
+    healed, pruned = _heal(job, means.healer, steps, cut, weights, progress, cycles_left=left)
     accepted = job.keeps_guard(healed.metric)
     cycle = Cycle(
         n=len(progress.cycles) + 1,
@@ -129,8 +130,25 @@ def _rollback_note(job: Job, healed: Healed) -> str:
     return f"rolled back: {job.points_lost(healed.metric):.2f} points lost, {job.config.max_drop:g} allowed"
 
 
+def _cycles_left(means: Means, choice: Choice, progress: Progress) -> int:
+    """About how many cycles are still to come, this one included; 1: this is the last."""
+    if choice.reached:
+        return 1
+    goals = means.budgets.goals(progress.correction)
+    excess = max(total / max(g.limit, 1e-30) for g, total in zip(goals, choice.totals, strict=True))
+    # costs fall with up to the square of the widths
+    return 1 + max(1, math.ceil(math.log(max(excess, 1.0)) / (-1.6 * math.log(1 - progress.step))))
+
+
 def _heal(
-    job: Job, healer: Healer, steps: Steps, cut: Cut, weights: Weights, progress: Progress, *, last: bool
+    job: Job,
+    healer: Healer,
+    steps: Steps,
+    cut: Cut,
+    weights: Weights,
+    progress: Progress,
+    *,
+    cycles_left: int,
 ) -> tuple[Healed, float]:
     """Closed form first; by gradient where the guard is in danger, or in the last cycle.
 
@@ -141,7 +159,12 @@ def _heal(
     if healer.closed_form:
         repaired = steps.run("repair", healer.repair, cut, best.weights)
         best = _better(job, steps, cut, best, repaired)
-    seconds = healer.allowance(progress, last=last, endangered=job.endangered(best.metric))
+    seconds = healer.allowance(
+        progress,
+        cycles_left=cycles_left,
+        last=cycles_left == 1,
+        endangered=job.endangered(best.metric),
+    )
     if seconds is not None:
         try:
             healed = steps.run("heal", healer.train, cut, best.weights, seconds)

@@ -58,18 +58,20 @@ class Healer:
         """Whether cuts are repaired by least squares."""
         return self.spec.closed_form
 
-    def allowance(self, progress: Progress, *, last: bool, endangered: bool) -> float | None:
+    def allowance(
+        self, progress: Progress, *, cycles_left: int, last: bool, endangered: bool
+    ) -> float | None:
         """Seconds of gradient healing for this cycle (inf: as many as the epochs take), or None for none.
 
-        A cycle in between trains only where the guard is in danger, and on at most a quarter of what is
-        left; the last cycle gets the rest.
+        A cycle in between trains only where the guard is in danger, on its share of what is left; the last
+        cycle gets the rest.
         """
         if not self.spec.gradient or self._job.data.synthetic:
             return None
         if self.spec.epochs is not None:
             return float("inf") if last or endangered else None
         left = 60 * (self.spec.minutes or 0.0) - progress.heal_seconds
-        share = left if last else left / 4 if endangered else 0.0
+        share = left if last else left / max(2, cycles_left) if endangered else 0.0
         return share if share >= LEAST_SECONDS else None
 
     def repair(self, cut: Cut, weights: Weights) -> Healed:
