@@ -1,8 +1,9 @@
 """Emission: from the healed fp32 model to the file a target's runtime wants.
 
-One file a dialect, found by being there: a module with ``write(request, precision, path) -> notes`` and
-``command(request, path, precision) -> str``. What is common to all is here: every candidate is run once and
-compared with fp32; where the target can be measured, a lower precision is kept only if it's faster.
+One file a dialect, found by being there: a module with ``variants(request, precision) -> names``,
+``write(request, precision, variant, path) -> notes`` and ``command(request, path, precision) -> str``.
+What is common to all is here: every candidate is run once and compared with fp32; where the target can be
+measured, a lower precision is kept only if it's faster.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import os
 import pkgutil
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from condensec.errors import CondensecError, ConfigError
 from condensec.hardware import bench
-from condensec.hardware.emission import Artifact, Fidelity, Request, check, reference
+from condensec.hardware.emission import Arrays, Artifact, Fidelity, Request, check, reference
 from condensec.hardware.protocol import Protocol
 from condensec.hardware.target import Target
 
@@ -80,7 +81,7 @@ def emit(
     except OSError as error:
         raise ConfigError(f"can't write to {out}: {error.strerror}") from error
     try:
-        base = _candidate(dialect, request, "fp32", work, expected)
+        base = _candidate(dialect, request, "fp32", "", work, expected)
         chosen, notes, tried = _best(dialect, request, base, precision, work, expected, accept)
         path = _publish(chosen.path, out)
     finally:
@@ -123,12 +124,12 @@ def _request(model: ModelSource, target: Target, samples: Samples | None, thread
 
 
 def _candidate(
-    dialect: ModuleType, request: Request, precision: str, work: Path, expected: Mapping[str, object]
+    dialect: ModuleType, request: Request, precision: str, variant: str, work: Path, expected: Arrays
 ) -> _Candidate:
-    path = work / precision / FILE
+    path = work / f"{precision}-{variant}" / FILE
     path.parent.mkdir()
-    notes = tuple(dialect.write(request, precision, path))
-    return _Candidate(path, precision, notes, check(path, request, expected, precision))  # type: ignore[arg-type]
+    notes = tuple(dialect.write(request, precision, variant, path))
+    return _Candidate(path, precision, notes, check(path, request, expected, precision))
 
 
 def _best(
@@ -137,47 +138,53 @@ def _best(
     base: _Candidate,
     asked: str,
     work: Path,
-    expected: Mapping[str, object],
+    expected: Arrays,
     accept: Callable[[Path], bool] | None,
 ) -> tuple[_Candidate, tuple[str, ...], dict[str, float]]:
     """The candidate to keep, why others weren't, and their measured times over fp32."""
     target = request.target
-    wanted = target.precisions if asked == "auto" else () if asked in ("none", "fp32") else (asked,)
-    best, best_ratio, notes = base, 1.0, []
+    best, best_ratio = base, 1.0
+    notes: list[str] = []
     tried: dict[str, float] = {}
-    for precision in wanted:
-        if precision == "fp32":
-            if best is base and not _measurable(target):
-                break  # the target's own order says fp32 comes before the rest
-            continue
+    for precision in _wanted(target, asked):
         if precision not in target.precisions:
             notes.append(f"{precision} isn't offered for {target.name}: {_why_not(target)}")
             continue
-        try:
-            one = _candidate(dialect, request, precision, work, expected)
-        except CondensecError as error:
-            notes.append(f"{precision} was left out: {error.message}")
-            continue
-        if (asked == "auto" or accept is not None) and not _accepted(one, accept):
-            notes.append(f"{precision} was left out: it doesn't keep the guard ({one.fidelity})")
-            continue
-        if not _measurable(target):
-            return one, tuple(notes), tried
-        result = bench.compare(base.path, one.path, request.feeds(), protocol=_QUICK)
-        tried[precision] = result.ratio
-        if result.verdict != "faster":
-            low, high = result.ci95
-            notes.append(
-                f"{precision} was left out: {result.ratio:.2f}x the time of fp32 here "
-                f"(95% interval {low:.2f} to {high:.2f})"
-            )
-        elif result.ratio < best_ratio:
-            best, best_ratio = one, result.ratio
+        for variant in dialect.variants(request, precision):
+            name = f"{precision} ({variant})" if variant else precision
+            try:
+                one = _candidate(dialect, request, precision, variant, work, expected)
+            except CondensecError as error:
+                notes.append(f"{name} was left out: {error.message}")
+                continue
+            if (asked == "auto" or accept is not None) and not _accepted(one, accept):
+                notes.append(f"{name} was left out: it doesn't keep the guard ({one.fidelity})")
+                continue
+            if target.how_verified() != "measured":
+                return one, tuple(notes), tried
+            result = bench.compare(base.path, one.path, request.feeds(), protocol=_QUICK)
+            tried[name] = result.ratio
+            if result.verdict != "faster":
+                notes.append(f"{name} was left out: {_ratio(result)} the time of fp32 here")
+            elif result.ratio < best_ratio:
+                best, best_ratio = one, result.ratio
     return best, tuple(notes), tried
 
 
-def _measurable(target: Target) -> bool:
-    return target.how_verified() == "measured"
+def _wanted(target: Target, asked: str) -> tuple[str, ...]:
+    """Precisions below fp32 to try, in order; where nothing is measured, fp32 ends the target's own order."""
+    if asked in ("none", "fp32"):
+        return ()
+    if asked != "auto":
+        return (asked,)
+    order = target.precisions
+    if target.how_verified() != "measured" and "fp32" in order:
+        order = order[: order.index("fp32")]
+    return tuple(precision for precision in order if precision != "fp32")
+
+
+def _ratio(result: bench.Comparison) -> str:
+    return f"{result.ratio:.2f}x (95% interval {result.ci95[0]:.2f} to {result.ci95[1]:.2f})"
 
 
 def _why_not(target: Target) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from condensec import io
 from condensec.hardware import rewrite
-from condensec.hardware.emit.ort import depthwise, prepared
-from condensec.hardware.quantize import Scheme, folded, quantize
+from condensec.hardware.emit.ort import depthwise, prepared, scheme
+from condensec.hardware.emit.ort import variants as ort_variants
+from condensec.hardware.quantize import folded, quantize
 from condensec.hardware.quiet import quiet_third_party
 from condensec.runner import Session
 
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
     from condensec.hardware.emission import Request
 
 
-def write(request: Request, precision: str, path: Path) -> list[str]:
+def variants(request: Request, precision: str) -> tuple[str, ...]:
+    """Ways to write this precision, the likeliest first."""
+    return ort_variants(request, precision)
+
+
+def write(request: Request, precision: str, variant: str, path: Path) -> list[str]:
     """Write the graph in this precision; returns notes."""
     model, notes = prepared(request.model)
     shapes = request.shapes()
@@ -31,7 +37,7 @@ def write(request: Request, precision: str, path: Path) -> list[str]:
     rewrite.fix_shapes(model, shapes, outputs)
     notes.append("fixed shapes: " + ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in shapes.items()))
     if precision == "int8":
-        notes += _write_int8(model, request, path)
+        notes += _write_int8(model, request, variant, path)
     elif precision == "fp16":
         notes += write_fp16(model, path)
     else:
@@ -44,13 +50,13 @@ def command(request: Request, path: Path, precision: str) -> str:
     return f"adb shell ./onnxruntime_perf_test -I -e cpu -m times -r 100 -x 1 -y 1 {path.name}"
 
 
-def _write_int8(model: ir.Model, request: Request, path: Path) -> list[str]:
+def _write_int8(model: ir.Model, request: Request, variant: str, path: Path) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="condensec-") as folder:
         source = folded(model, Path(folder) / "folded.onnx")
         plain = io.load(source)
         odd = [name for name in depthwise(plain) if not _multiple_of_16(plain, name)]
-        quantize(source, path, request.samples, Scheme(activations="s8", exclude=tuple(odd)))
-    notes = ["int8 (QDQ), s8 activations, s8 weights per channel"]
+        quantize(source, path, request.samples, scheme(variant, "s8", tuple(odd)))
+    notes = [f"int8 (QDQ, {variant}), s8 activations, s8 weights per channel"]
     if odd:
         notes.append(f"{len(odd)} depthwise convolutions of no multiple of 16 channels stay fp32")
     return notes

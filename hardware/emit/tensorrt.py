@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
-def write(request: Request, precision: str, path: Path) -> list[str]:
+def variants(request: Request, precision: str) -> tuple[str, ...]:
+    """Ways to write this precision: there's one."""
+    return ("",)
+
+
+def write(request: Request, precision: str, variant: str, path: Path) -> list[str]:
     """Write the graph in this precision; returns notes."""
     model, notes = request.model.clone(), []
     if flushed := rewrite.flush_denormals(model):
