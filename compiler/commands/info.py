@@ -54,7 +54,7 @@ def targets(json: o.Json = False, quiet: o.Quiet = False, verbose: o.Verbose = 0
     rows, documents = [], []
     for target in all_targets().values():
         reason = target.available()
-        rows.append((target.name, target.summary, reason or target.verified))
+        rows.append((target.name, target.summary, reason or target.how_verified()))
         documents.append(
             {
                 "name": target.name,
