@@ -21,7 +21,7 @@ from condensec.stages.steps import Steps
 
 Weights = Mapping[str, npt.NDArray[Any]]
 LEAST_SECONDS = 2.0  # below that the worker's start costs more than it heals
-REPAIR_SAMPLES = 512
+REPAIR_SAMPLES = 256
 
 
 @dataclass(frozen=True)
