@@ -32,11 +32,16 @@ def bump(graph: Graph, opset: int) -> None:
     for proto in graph.nodes:
         node = Node(proto)
         step = _BUMPS.get(node.op)
-        if step is None or opset >= step[0]:
+        younger = _YOUNGER.get(node.op)
+        if step is not None and opset < step[0]:
+            rewrite = step[1]
+        elif younger is not None and opset >= younger[0]:
+            rewrite = younger[1]
+        else:
             nodes.append(proto)
             continue
         emitter = Emitter(graph, proto.name or proto.output[0])
-        step[1](node, emitter, opset)
+        rewrite(node, emitter, opset)
         nodes.extend(emitter.nodes or [proto])
     graph.nodes = nodes
 
@@ -155,6 +160,27 @@ def _cast(node: Node, e: Emitter, opset: int) -> None:
     if isinstance(to, str):
         _again(node, e, list(node.inputs), to=TensorProto.DataType.Value(to))
 
+
+def _group_norm(node: Node, e: Emitter, opset: int) -> None:
+    """From 21 on scale and bias are per channel; spelled out without knowing the rank yet."""
+    x, scale, bias = node.inputs
+    groups, channels = int(node.attribute("num_groups")), e.shape(scale)[0]
+    shape = e.op("Shape", x)
+    grouped = e.op("Reshape", x, e.ints([0, groups, -1]))
+    ones, zeros = e.const(np.ones(groups)), e.const(np.zeros(groups))
+    unit = e.op("InstanceNormalization", grouped, ones, zeros, epsilon=node.attribute("epsilon", 1e-5))
+    by_channel = e.op("Reshape", unit, e.op("Concat", _first(shape, e), e.ints([channels, -1]), axis=0))
+    scaled = e.op("Mul", by_channel, e.op("Reshape", scale, e.ints([-1, 1])))
+    moved = e.op("Add", scaled, e.op("Reshape", bias, e.ints([-1, 1])))
+    e.op("Reshape", moved, shape, out=node.outputs[0])
+
+
+def _first(shape: str, e: Emitter) -> str:
+    return e.op("Slice", shape, e.ints([0]), e.ints([1]))
+
+
+# Operators whose meaning changed after the copy's opset: first opset of the new meaning, rewrite.
+_YOUNGER: dict[str, tuple[int, Bump]] = {"GroupNormalization": (21, _group_norm)}
 
 _BUMPS: dict[str, tuple[int, Bump]] = {
     "Squeeze": (13, _axes_to_input),

@@ -9,7 +9,7 @@ import numpy as np
 from condensec.healing.layers import Layer
 from condensec.healing.legalize.conv import explicit_pads
 
-_FLOPS = 8e9  # of the normal equations of one layer: about a tenth of a second
+_FLOPS = 2.5e9  # multiply-adds of the normal equations of one layer: about a tenth of a second
 _BYTES = 1 << 28  # of the rows of one layer
 
 
@@ -60,7 +60,7 @@ def wanted_rows(shape: Shape) -> int:
     width = shape.features * shape.groups
     by_time = _FLOPS / (shape.features * width)
     by_size = _BYTES / 4 / width
-    return int(min(max(by_time, 4 * shape.features), by_size, 60_000))
+    return int(min(max(by_time, 8 * shape.features), by_size, 30_000))
 
 
 def picks(layer: Layer, y: list[np.ndarray], rows: int, seed: int) -> list[np.ndarray]:

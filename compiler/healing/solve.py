@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-_ROUNDS = 6  # of the rectified form; it converges in three to five
+_ROUNDS = 4  # of the rectified form; it converges in three to five
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Problem:
             p, t = np.maximum(p + shift, 0), np.maximum(t + shift, 0)
         return float(np.square(p - t).sum() / max(float(np.square(t - t.mean(0)).sum()), 1e-12))
 
-    def relaxed(self, prediction: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def relaxed(self, prediction: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
         """Targets, but the prediction itself where both are below the rectifier's zero."""
         shift = 0.0 if self.offset is None else self.offset[rows]
         t = self.y[rows]
@@ -71,6 +71,9 @@ class Problem:
 def fit(problem: Problem, weight: np.ndarray, bias: np.ndarray, *, free_bias: bool) -> Fit:
     """Solve one problem.
 
+    The ridge is chosen on held-out rows by the plain solution; then the rectified form is tried with it;
+    the better of the two is solved again on all rows.
+
     Args:
         problem: the rows.
         weight: [features, outputs] as they are.
@@ -78,61 +81,68 @@ def fit(problem: Problem, weight: np.ndarray, bias: np.ndarray, *, free_bias: bo
         free_bias: the bias may change.
     """
     train, held = np.flatnonzero(~problem.held), np.flatnonzero(problem.held)
+    start = (weight, bias)
     before = problem.error(problem.x[held] @ weight + bias, held)
+    system = _System(problem, train, start, free_bias)
     best = Fit(weight, bias, before, before, float("inf"))
-    system = _System(problem, train, weight, bias, free_bias)
     for ridge in RIDGES:
-        solved = system.solve(ridge)
-        if solved is None:
-            continue
+        solved = system.solve(ridge, 0)
         error = problem.error(problem.x[held] @ solved[0] + solved[1], held)
         if error < best.after:
             best = Fit(*solved, before, error, ridge)
     if not np.isfinite(best.ridge):
         return best
-    # The strength is chosen; now all rows may speak.
-    everything = _System(problem, np.arange(len(problem.x)), weight, bias, free_bias).solve(best.ridge)
-    return best if everything is None else Fit(*everything, before, best.after, best.ridge)
+    rounds = 0
+    if problem.rectified:
+        solved = system.solve(best.ridge, _ROUNDS)
+        error = problem.error(problem.x[held] @ solved[0] + solved[1], held)
+        if error < best.after:
+            rounds, best = _ROUNDS, Fit(*solved, before, error, best.ridge)
+    # What is to be done is settled; now all rows may speak.
+    final = _System(problem, slice(None), start, free_bias).solve(best.ridge, rounds)
+    return Fit(*final, before, best.after, best.ridge)
 
 
 class _System:
     """Normal equations of the correction to the weights as they are, on some rows."""
 
     def __init__(
-        self, problem: Problem, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, free_bias: bool
+        self,
+        problem: Problem,
+        rows: np.ndarray | slice,
+        start: tuple[np.ndarray, np.ndarray],
+        free_bias: bool,
     ) -> None:
-        self._problem, self._rows = problem, rows
-        self._weight, self._bias, self._free_bias = weight, bias, free_bias
-        x = problem.x[rows]
-        self._mean = x.mean(0) if free_bias else np.zeros(x.shape[1], np.float32)
-        self._x = x - self._mean if free_bias else x
-        self._raw = x
-        self._gram = (self._x.T @ self._x).astype(np.float64)
+        self._problem, self._rows, self._free_bias = problem, rows, free_bias
+        self._weight, self._bias = start
+        self._x = problem.x[rows]
+        self._mean = self._x.mean(0) if free_bias else np.zeros(self._x.shape[1], np.float32)
+        centre = self._mean.astype(np.float64)
+        gram = (self._x.T @ self._x).astype(np.float64)
+        self._gram = gram - len(self._x) * np.outer(centre, centre)
         self._diagonal = max(float(np.trace(self._gram)) / len(self._gram), 1e-12)
+        self._start = self._x @ self._weight + self._bias  # what the weights as they are give
+        self._right = self._side(problem.y[rows])
 
-    def solve(self, ridge: float) -> tuple[np.ndarray, np.ndarray] | None:
-        """(weight, bias); None if the system can't be solved."""
-        regular = self._gram + ridge * self._diagonal * np.eye(len(self._gram))
-        try:
-            inverse = np.linalg.inv(regular) if self._problem.rectified else None
-        except np.linalg.LinAlgError:
-            return None
-        target = self._problem.y[self._rows]
-        weight, bias = self._step(target, regular, inverse)
-        if weight is None or not np.isfinite(weight).all():
-            return None
-        for _ in range(_ROUNDS if self._problem.rectified else 0):
-            target = self._problem.relaxed(self._raw @ weight + bias, self._rows)
-            weight, bias = self._step(target, regular, inverse)
-        return weight.astype(np.float32), bias.astype(np.float32)
-
-    def _step(
-        self, target: np.ndarray, regular: np.ndarray, inverse: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        residual = target - self._raw @ self._weight - self._bias
+    def _side(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(right-hand side, mean residual) of a target."""
+        residual = target - self._start
         shift = residual.mean(0) if self._free_bias else np.zeros(residual.shape[1], np.float32)
-        right = (self._x.T @ (residual - shift)).astype(np.float64)
-        change = inverse @ right if inverse is not None else np.linalg.solve(regular, right)
-        weight = self._weight + change
+        return (self._x.T @ (residual - shift)).astype(np.float64), shift
+
+    def solve(self, ridge: float, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+        """(weight, bias) at one strength, with so many rounds of the rectified form."""
+        regular = self._gram + ridge * self._diagonal * np.eye(len(self._gram))
+        inverse = np.linalg.inv(regular)
+        weight, bias = self._apply(inverse, *self._right)
+        for _ in range(rounds):
+            target = self._problem.relaxed(self._x @ weight + bias, self._rows)
+            weight, bias = self._apply(inverse, *self._side(target))
+        return weight, bias
+
+    def _apply(
+        self, inverse: np.ndarray, right: np.ndarray, shift: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        change = inverse @ right
         bias = self._bias + shift - self._mean @ change if self._free_bias else self._bias
-        return weight.astype(np.float32), np.asarray(bias, np.float32)
+        return (self._weight + change).astype(np.float32), np.asarray(bias, np.float32)

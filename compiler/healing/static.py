@@ -25,6 +25,17 @@ _RANDOM = (
     "Bernoulli",
     "Multinomial",
 )
+_YOUNG = frozenset(  # operators of opsets 21 to 27 that are functions of older ones
+    (
+        "Attention",
+        "CausalConvWithState",
+        "LinearAttention",
+        "RMSNormalization",
+        "RotaryEmbedding",
+        "SwiGLU",
+        "Swish",
+    )
+)
 _FOLD_LIMIT = 1 << 24  # elements; a constant above that is left to be computed at run time
 
 
@@ -42,10 +53,7 @@ def read(model: onnx.ModelProto, feeds: Feeds) -> tuple[Graph, frozenset[str]]:
     Raises:
         HealError: a value's shape can't be found out, even by running the model.
     """
-    if model.functions:
-        from onnx import inliner
-
-        model = inliner.inline_local_functions(model)
+    model = _inlined(model)
     graph = _flatten(model, {name: array.shape for name, array in feeds.items()})
     weights = frozenset(n for n, v in graph.constants.items() if v.dtype == np.float32 and v.size > 1)
     versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
@@ -55,6 +63,22 @@ def read(model: onnx.ModelProto, feeds: Feeds) -> tuple[Graph, frozenset[str]]:
     late(graph)
     infer(graph)
     return graph, weights
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Local functions, and operators younger than the copy's opset, replaced by what they stand for."""
+    from onnx import inliner
+
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    young = {n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx")} & _YOUNG
+    if young:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        for t in model.graph.initializer:  # the inliner asks for the types of initializers too
+            model.graph.value_info.append(helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+        ids = [("", name) for name in sorted(young)]
+        model = inliner.inline_selected_functions(model, ids, inline_schema_functions=True)
+    return model
 
 
 def _flatten(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:

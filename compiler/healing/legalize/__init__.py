@@ -62,7 +62,23 @@ def legalize(graph: Graph) -> dict[str, str]:
     for _ in range(_ROUNDS):
         if not _round(graph, refused):
             break
+    _tell_apart(graph)
+    infer(graph)
     return {name: reason for name, reason in refused.items() if name in graph.producers()}
+
+
+def _tell_apart(graph: Graph) -> None:
+    """Give a constant or graph input that a node reads twice a second name: its gradient is defined once."""
+    nodes: list[onnx.NodeProto] = []
+    for proto in graph.nodes:
+        for i, name in enumerate(proto.input):
+            leaf = name in graph.constants or name in graph.inputs
+            if leaf and graph.is_float(name) and name in list(proto.input)[:i]:
+                again = graph.fresh("again")
+                nodes.append(onnx.helper.make_node("Identity", [name], [again], again))
+                proto.input[i] = again
+        nodes.append(proto)
+    graph.nodes = nodes
 
 
 def _round(graph: Graph, refused: dict[str, str]) -> bool:

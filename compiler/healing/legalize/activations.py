@@ -106,14 +106,6 @@ def mish(node: Node, e: Emitter) -> None:
     e.op("Mul", x, e.op("Tanh", softplus_of(x, e)), out=node.outputs[0])
 
 
-@legalizes("Swish")
-def swish(node: Node, e: Emitter) -> None:
-    """Gives x sigmoid(alpha x)."""
-    x, alpha = node.inputs[0], node.attribute("alpha", 1.0)
-    inner = x if alpha == 1.0 else e.op("Mul", x, e.const(alpha))
-    e.op("Mul", x, e.op("Sigmoid", inner), out=node.outputs[0])
-
-
 @legalizes("Tan", "Sinh", "Cosh", "Atan", "Asin", "Acos", "Asinh", "Acosh", "Atanh")
 def rare_function(node: Node, e: Emitter) -> None:
     """The elementary functions that Exp, Log, Sin and Cos give; the arcs have no such form."""

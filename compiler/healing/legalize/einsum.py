@@ -19,10 +19,10 @@ def einsum(node: Node, e: Emitter) -> None:
     sizes = {
         c: d for t, n in zip(terms, node.inputs, strict=True) for c, d in zip(t, e.shape(n), strict=True) if d
     }
-    names = [_summed(n, t, terms, out, e) for n, t in zip(node.inputs, terms, strict=True)]
+    names = [_summed(node.inputs[i], i, terms, out, e) for i in range(len(terms))]
     if len(names) == 1:
         term = names[0][1]
-        e.op("Transpose", names[0][0], perm=[term.index(c) for c in out], out=node.outputs[0])
+        _transposed(names[0][0], [term.index(c) for c in out], e, node.outputs[0])
         return
     (a, ta), (b, tb) = names
     batch = [c for c in out if c in ta and c in tb]
@@ -37,7 +37,7 @@ def einsum(node: Node, e: Emitter) -> None:
     columns = _arranged(b, tb, batch + inner + right, (size(batch), size(inner), size(right)), e)
     order = batch + left + right
     product = e.reshape(e.op("MatMul", rows, columns), [sizes[c] for c in order])
-    e.op("Transpose", product, perm=[order.index(c) for c in out], out=node.outputs[0])
+    _transposed(product, [order.index(c) for c in out], e, node.outputs[0])
 
 
 def _parse(node: Node, ranks: list[int]) -> tuple[list[str], str]:
@@ -59,9 +59,10 @@ def _parse(node: Node, ranks: list[int]) -> tuple[list[str], str]:
     return [t.replace("...", dots) for t in terms], out.replace("...", dots)
 
 
-def _summed(name: str, term: str, terms: list[str], out: str, e: Emitter) -> tuple[str, str]:
+def _summed(name: str, position: int, terms: list[str], out: str, e: Emitter) -> tuple[str, str]:
     """Sum out the labels that only this operand has."""
-    others = "".join(t for t in terms if t is not term) if len(terms) > 1 else ""
+    term = terms[position]
+    others = "".join(t for i, t in enumerate(terms) if i != position)
     alone = [i for i, c in enumerate(term) if c not in out and c not in others]
     if alone:
         name = e.op("ReduceSum", name, e.ints(alone), keepdims=0)
@@ -69,5 +70,11 @@ def _summed(name: str, term: str, terms: list[str], out: str, e: Emitter) -> tup
 
 
 def _arranged(name: str, term: str, order: list[str], shape: tuple[int, ...], e: Emitter) -> str:
-    moved = e.op("Transpose", name, perm=[term.index(c) for c in order])
-    return e.reshape(moved, shape)
+    return e.reshape(_transposed(name, [term.index(c) for c in order], e), shape)
+
+
+def _transposed(name: str, perm: list[int], e: Emitter, out: str | None = None) -> str:
+    """Transpose, or only a new name where the order stays."""
+    if perm == sorted(perm):
+        return e.op("Identity", name, out=out)
+    return e.op("Transpose", name, perm=perm, out=out)

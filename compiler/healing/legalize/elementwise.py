@@ -23,14 +23,12 @@ def sum_or_mean(node: Node, e: Emitter) -> None:
 
 @legalizes("Pow")
 def power(node: Node, e: Emitter) -> None:
-    """A constant whole exponent as products; a constant other one is differentiable as it is."""
+    """A constant exponent is differentiable as it is; a varying one is not."""
     base, exponent = node.inputs
     value = e.graph.constants.get(exponent)
     if value is None:
         # x^y = exp(y log x), for the positive x that a varying real exponent asks for
         e.op("Exp", e.op("Mul", exponent, e.op("Log", base)), out=node.outputs[0])
-    elif value.size == 1 and float(value.reshape(())) == 2.0 and e.shape(base) == e.shape(node.outputs[0]):
-        e.op("Mul", base, base, out=node.outputs[0])
     elif value.dtype != np.float32:
         e.op("Pow", base, e.const(value), out=node.outputs[0])
 
@@ -57,3 +55,9 @@ def matmul_vector(node: Node, e: Emitter) -> None:
     left = a if rank_a > 1 else e.reshape(a, (1, *e.shape(a)))
     right = b if rank_b > 1 else e.reshape(b, (*e.shape(b), 1))
     e.reshape(e.op("MatMul", left, right), e.shape(node.outputs[0]), out=node.outputs[0])
+
+
+@legalizes("CastLike")
+def cast_like(node: Node, e: Emitter) -> None:
+    """Cast to the type of the other operand."""
+    e.op("Cast", node.inputs[0], out=node.outputs[0], to=e.graph.type(node.inputs[1]))

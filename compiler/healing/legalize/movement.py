@@ -33,6 +33,22 @@ def space_to_depth(node: Node, e: Emitter) -> None:
     e.reshape(moved, (n, c * b * b, h // b, w // b), out=node.outputs[0])
 
 
+@legalizes("Split")
+def split(node: Node, e: Emitter) -> None:
+    """As slices where a part is never read: the gradient kernel then joins the other parts wrongly."""
+    used = e.graph.consumers()
+    wanted = [o for o in node.outputs if o and (o in used or o in e.graph.outputs)]
+    if len(wanted) == len(node.outputs):
+        return
+    axis = node.attribute("axis", 0)
+    start = 0
+    for name in node.outputs:
+        size = e.shape(name)[axis] if name else 0
+        if name in wanted:
+            e.op("Slice", node.inputs[0], e.ints([start]), e.ints([start + size]), e.ints([axis]), out=name)
+        start += size
+
+
 @legalizes("Pad")
 def pad(node: Node, e: Emitter) -> None:
     """Edge, reflect and wrap padding as a Gather of each padded axis; zeros are differentiable."""

@@ -88,7 +88,7 @@ def layer_norm(node: Node, e: Emitter) -> None:
     e.multi("LayerNormalization", [x, scale, bias], [node.outputs[0], *extra], **node.attributes())
 
 
-@legalizes("RMSNormalization", "SimplifiedLayerNormalization")
+@legalizes("SimplifiedLayerNormalization", "com.microsoft.SimplifiedLayerNormalization")
 def rms_norm(node: Node, e: Emitter) -> None:
     """Gives x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019)."""
     x, scale = node.inputs[:2]
