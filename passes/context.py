@@ -110,6 +110,7 @@ class Context:
     costs: list[Cost] = field(default_factory=list)
     reductions: list[Reduction] = field(default_factory=list)
     constants: set[ir.Value] = field(default_factory=set)
+    vanishing: set[ir.Value] = field(default_factory=set)
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -166,6 +167,10 @@ class Context:
         """Whether a value is a weight, or computed from weights alone."""
         return value.is_initializer() or value in self.constants
 
+    def vanishes(self, value: ir.Value) -> bool:
+        """Whether a value is zero at every cut unit of the masked original; weights are."""
+        return value.is_initializer() or value in self.vanishing
+
     def has(self, node: ir.Node, index: int) -> bool:
         """Whether an optional input is there."""
         return index < len(node.inputs) and node.inputs[index] is not None
@@ -211,7 +216,10 @@ class Context:
             self.reductions.append(Reduction(node, index, axis, term))
 
     def contracts(self, node: ir.Node, index: int, axis: int) -> None:
-        """The node sums products of two activations over this axis: exact where cut units are zero."""
+        """The node sums products of two activations over this axis of this input.
+
+        Exact where one of them is zero at cut units; else the oracle restricts the sum to kept ones.
+        """
         value = node.inputs[index]
         assert value is not None
         term = self.layout(value)[axis]

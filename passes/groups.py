@@ -15,6 +15,7 @@ from condensec.passes.normalize import Normalized, normalize
 from condensec.passes.reading import freeze_named, freeze_node, read_graph
 from condensec.passes.rehearsal import blocked
 from condensec.passes.world import World, build_world
+from condensec.passes.zeros import settle
 from condensec.plan import AxisRef, FrozenAxis
 
 
@@ -147,7 +148,8 @@ def analyze(
     analysis = _collect(normalized, context)
     while any(freeze_node(context, node, reason) for node, reason in blocked(analysis)):
         analysis = _collect(normalized, context)
-    return analysis
+    settle(context, normalized.model.graph)
+    return _collect(normalized, context)
 
 
 def _collect(normalized: Normalized, context: Context) -> Analysis:

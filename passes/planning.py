@@ -72,9 +72,7 @@ def _restrictions(analysis: Analysis, kept: Kept) -> tuple[Restriction, ...]:
     for reduction in analysis.context.reductions:
         indices = kept.indices(reduction.term)
         source = reduction.node.inputs[reduction.index]
-        # a contraction sees zeros at cut indices, unless a norm before it moved them
-        needed = not reduction.contraction or any(not a.exact for a in analysis.axes.atoms(reduction.term))
-        if len(indices) < reduction.term.size and needed:
+        if len(indices) < reduction.term.size:
             assert source is not None
             found.append(
                 Restriction(

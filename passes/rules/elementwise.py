@@ -4,60 +4,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from condensec.passes.arithmetic import names
 from condensec.passes.context import Context
 from condensec.passes.rules import rule
 
 
 @rule(
-    *[
-        "Abs",
-        "Acos",
-        "Acosh",
-        "Asin",
-        "Asinh",
-        "Atan",
-        "Atanh",
-        "BitwiseNot",
-        "Cast",
-        "Ceil",
-        "Celu",
-        "Clip",
-        "Cos",
-        "Cosh",
-        "Dropout",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "IsInf",
-        "IsNaN",
-        "LeakyRelu",
-        "Log",
-        "Mish",
-        "Neg",
-        "Not",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-        "Shrink",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Sinh",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Swish",
-        "Tan",
-        "Tanh",
-        "ThresholdedRelu",
-        "Trilu",
-    ],
+    *names(
+        "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf",
+        "Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not",
+        "Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh",
+        "ThresholdedRelu Trilu",
+    ),
     "com.microsoft::Gelu",
     "com.microsoft::FastGelu",
     "com.microsoft::QuickGelu",
@@ -79,32 +37,10 @@ def unary(ctx: Context, node: ir.Node) -> None:
 
 
 @rule(
-    *[
-        "Add",
-        "And",
-        "BitShift",
-        "BitwiseAnd",
-        "BitwiseOr",
-        "BitwiseXor",
-        "Div",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Max",
-        "Mean",
-        "Min",
-        "Mod",
-        "Mul",
-        "Or",
-        "Pow",
-        "PRelu",
-        "Sub",
-        "Sum",
-        "Where",
-        "Xor",
-    ]
+    *names(
+        "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less",
+        "LessOrEqual Max Mean Min Mod Mul Or Pow PRelu Sub Sum Where Xor",
+    ),
 )
 def broadcasting(ctx: Context, node: ir.Node) -> None:
     """Any number of tensors, numpy broadcasting."""

@@ -87,15 +87,14 @@ def _hints(
     columns: Term | None,
 ) -> None:
     """A product of two activations is attention: name its heads and head dimensions."""
-    if ctx.is_constant(a) or ctx.is_constant(b):
-        return
     for index, (value, transposed) in enumerate(((a, _flag(node, "transA")), (b, not _flag(node, "transB")))):
         rank = len(ctx.layout(value))
         ctx.contracts(node, index, 0 if rank == 1 else rank - 2 if transposed else rank - 1)
-    for term in batch[1:] if len(batch) > 1 else batch:
+    constant = ctx.is_constant(a) or ctx.is_constant(b)
+    for term in batch[1:] if len(batch) > 1 and not constant else batch:
         if term is not None:
-            ctx.axes.hint(term, "head")
-    for term in (contraction, columns):
+            ctx.axes.hint(term, "expert" if constant else "head")
+    for term in () if constant else (contraction, columns):
         if term is not None:
             ctx.axes.hint(term, "head_dim")
 

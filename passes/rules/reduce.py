@@ -5,23 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from condensec.passes.arithmetic import names
 from condensec.passes.context import Array, Context, Kept, Layout
 from condensec.passes.rules import rule
 
 
 @rule(
-    *[
-        "ReduceMean",
-        "ReduceSum",
-        "ReduceMax",
-        "ReduceMin",
-        "ReduceProd",
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceLogSum",
-        "ReduceLogSumExp",
-        "ReduceSumSquare",
-    ]
+    *names(
+        "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum",
+        "ReduceLogSumExp ReduceSumSquare",
+    ),
 )
 def reduce(ctx: Context, node: ir.Node) -> None:
     """The named axes collapse; a cut axis among them isn't mask-exact."""
@@ -83,17 +76,10 @@ def _keepdims(node: ir.Node) -> bool:
 
 
 @rule(
-    *[
-        "MaxPool",
-        "AveragePool",
-        "LpPool",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "GlobalLpPool",
-        "MaxRoiPool",
-        "RoiAlign",
+    *names(
+        "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool MaxRoiPool RoiAlign",
         "GridSample",
-    ],
+    ),
     "com.microsoft.nchwc::MaxPool",
     "com.microsoft.nchwc::AveragePool",
     "com.microsoft.nchwc::GlobalAveragePool",
