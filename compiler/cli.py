@@ -24,6 +24,7 @@ from condensec.errors import CondensecError, ConfigError, Interrupted
 if TYPE_CHECKING:
     import typer
 
+_COMPLETION = "_CONDENSEC_COMPLETE"  # set by the shell when it asks for completions
 _HELP = ("--help", "-h")
 _ROOT_OPTIONS = ("--install-completion", "--show-completion")
 
@@ -33,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     screen = console.start(given)
     try:
-        with _termination():
+        with _signals(screen):
             return _run(given)
-    except CondensecError as error:
-        return screen.fail(error)
     except KeyboardInterrupt:
         return screen.fail(Interrupted("interrupted", hint=console.RESUME_HINT))
+    except CondensecError as error:
+        return screen.fail(_asked(screen, error))
     except MemoryError:
         return screen.fail(CondensecError("out of memory", hint="use less --data, or fewer --jobs"))
     except SystemExit as end:  # from completion scripts
@@ -57,7 +58,10 @@ def _run(given: list[str]) -> int:
         return 0
     app = build()
     command: Any = get_command(app)
-    result = command.main(_route(given, command), prog_name="condensec", standalone_mode=False)
+    arguments = given if _COMPLETION in os.environ else _route(given, command)
+    result = command.main(arguments, prog_name="condensec", standalone_mode=False)
+    if result == Interrupted.exit_code:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 
@@ -83,6 +87,8 @@ def _other(screen: console.Console, error: Exception) -> int:
     """Wrong usage (typer's errors) is code 2, an unusable file or full disk code 1, the rest our fault."""
     import typer
 
+    if screen.stopping:
+        return screen.fail(_asked(screen, CondensecError(str(error))))
     usage = typer.BadParameter.__mro__[2]  # ClickException, wherever typer has its click from
     if isinstance(error, typer.Abort):
         return screen.fail(Interrupted("interrupted", hint=console.RESUME_HINT))
@@ -100,26 +106,31 @@ def _help_hint(error: Exception) -> str:
     return f"see {path.removesuffix(' compress')} --help"
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, treated like Ctrl-C: stop at a safe point."""
+def _asked(screen: console.Console, error: CondensecError) -> CondensecError:
+    """A failure after Ctrl-C is that Ctrl-C: native code turns it into errors of its own."""
+    if screen.stopping and not isinstance(error, Interrupted):
+        return Interrupted("interrupted", hint=console.RESUME_HINT)
+    return error
 
 
 @contextlib.contextmanager
-def _termination() -> Iterator[None]:
-    """SIGTERM interrupts like Ctrl-C while the block runs."""
+def _signals(screen: console.Console) -> Iterator[None]:
+    """SIGTERM interrupts like Ctrl-C while the block runs; both are remembered."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        screen.stopping = True
+        raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from condensec.errors import CondensecError, Interrupted
 
+_LOG = "condensec.console"  # name of the log handler
 RESUME_HINT = "run the same command with --resume to go on"
 
 
@@ -24,11 +23,13 @@ class Console:
         json: stdout carries one JSON document and nothing else.
         quiet: no progress.
         verbose: 1 = log of what is done, 2 = everything, and tracebacks.
+        stopping: Ctrl-C or SIGTERM came.
     """
 
     json: bool = False
     quiet: bool = False
     verbose: int = 0
+    stopping: bool = False
 
     def result(self, text: str, document: Any = None) -> None:
         """The command's result: the document under ``--json``, otherwise the text."""
@@ -74,6 +75,8 @@ class Console:
 
     def _trace(self, error: BaseException) -> None:
         if self.verbose > 1:
+            import traceback
+
             _write(sys.stderr, "".join(traceback.format_exception(error)))
 
     @property
@@ -99,10 +102,36 @@ def start(arguments: Sequence[str]) -> Console:
         quiet="-q" in arguments or "--quiet" in arguments,
         verbose=verbose + arguments.count("--verbose"),
     )
-    if _current.verbose:
-        level = logging.DEBUG if _current.verbose > 1 else logging.INFO
-        logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s", force=True)
+    _log(_current.verbose)
     return _current
+
+
+def _log(verbose: int) -> None:
+    """Show condensec's own log on stderr: nothing, what is done (-v), or everything (-vv)."""
+    if not verbose and "logging" not in sys.modules:  # importing it takes a tenth of --help's time
+        return
+    import logging
+
+    logger = logging.getLogger("condensec")
+    for handler in [h for h in logger.handlers if h.name == _LOG]:
+        logger.removeHandler(handler)
+    logger.setLevel((logging.NOTSET, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    if verbose:
+        shown = logging.StreamHandler(_Stderr())
+        shown.set_name(_LOG)
+        shown.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        logger.addHandler(shown)
+
+
+class _Stderr:
+    """The stderr of the moment, as a stream."""
+
+    def write(self, text: str) -> None:
+        """Write text."""
+        _write(sys.stderr, text)
+
+    def flush(self) -> None:
+        """Everything is flushed already."""
 
 
 def one_line(text: str) -> str:

@@ -57,7 +57,13 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, step: str, before: Any, after: Any) -> None:
-        """Told by the line: a step starts (``after`` is None), goes on (``before`` has a share), is done."""
+        """Told by the line: a step starts (``after`` is None), goes on (``before`` has a share), is done.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came, and native code swallowed it.
+        """
+        if self._console.stopping:
+            raise KeyboardInterrupt
         if after is None and hasattr(before, "share") and hasattr(before, "text"):
             self.share(step, float(before.share), str(before.text))
         elif after is None:

@@ -17,6 +17,8 @@ _COMMANDS = {
     "apply": ("steps", "apply"),
     "verify": ("steps", "verify"),
     "heal": ("graphs", "heal"),
+    "quantize": ("deploy", "quantize"),
+    "emit": ("deploy", "emit"),
     "bench": ("graphs", "bench"),
     "report": ("info", "report"),
     "targets": ("info", "targets"),

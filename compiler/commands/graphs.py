@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,24 +11,34 @@ from condensec import console
 from condensec.commands import options as o
 from condensec.commands.tables import table
 
+if TYPE_CHECKING:
+    from condensec.config import Config
+    from condensec.healing import HealResult
+    from condensec.specs import Heal
+
+
+def _option(metavar: str, text: str, panel: str, *flags: str) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+
+
+_Other = Annotated[
+    str | None, typer.Argument(metavar="OTHER", help="A model to compare with.", show_default=False)
+]
+_Threads = Annotated[str | None, _option("N", "Threads. Default: 1.", o.HOW, "-j", "--jobs")]
+_Student = Annotated[str, typer.Argument(metavar="PRUNED", help="The ONNX file to heal.", show_default=False)]
+_Teacher = Annotated[str, _option("ORIGINAL", "The ONNX file to learn from.", o.WHAT, "--teacher")]
+_Samples = Annotated[str, _option("PATH", "Samples, as for compressing.", o.WHAT, "--data")]
+_HowLong = Annotated[str, _option("SPEC", "epochs=3 (the default) or minutes=10.", o.HOW, "--heal")]
+_HealedFile = Annotated[
+    str | None, _option("FILE", "File to write. Default: PRUNED.healed.onnx.", o.OUT, "-o", "--output")
+]
+
 
 def bench(
     model: o.Model,
-    other: Annotated[
-        str | None, typer.Argument(metavar="OTHER", help="A model to compare with.", show_default=False)
-    ] = None,
+    other: _Other = None,
     shape: o.Shape = None,
-    jobs: Annotated[
-        str | None,
-        typer.Option(
-            "-j",
-            "--jobs",
-            metavar="N",
-            help="Threads. Default: 1.",
-            rich_help_panel=o.HOW,
-            show_default=False,
-        ),
-    ] = None,
+    jobs: _Threads = None,
     seed: o.Seed = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -69,55 +79,16 @@ def _times(measured: list[Any]) -> str:
 
 
 def heal(
-    pruned: Annotated[
-        str, typer.Argument(metavar="PRUNED", help="The ONNX file to heal.", show_default=False)
-    ],
-    teacher: Annotated[
-        str,
-        typer.Option(
-            "--teacher",
-            metavar="ORIGINAL",
-            help="The ONNX file to learn from.",
-            rich_help_panel=o.WHAT,
-            show_default=False,
-        ),
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="PATH",
-            help="Samples, as for compressing.",
-            rich_help_panel=o.WHAT,
-            show_default=False,
-        ),
-    ],
+    pruned: _Student,
+    teacher: _Teacher,
+    data: _Samples,
     val: o.Val = None,
     metric: o.MetricName = None,
-    heal: Annotated[
-        str,
-        typer.Option(
-            "--heal",
-            metavar="SPEC",
-            help="epochs=3 (the default) or minutes=10.",
-            rich_help_panel=o.HOW,
-            show_default=False,
-        ),
-    ] = "epochs=3",
+    heal: _HowLong = "epochs=3",
     freeze: o.Freeze = None,
     seed: o.Seed = None,
     jobs: o.Jobs = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="File to write. Default: PRUNED.healed.onnx.",
-            rich_help_panel=o.OUT,
-            show_default=False,
-        ),
-    ] = None,
+    output: _HealedFile = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
@@ -137,6 +108,11 @@ def heal(
         model=pruned, data=data, val=val, metric=metric, max_drop="inf", freeze=freeze, seed=seed, jobs=jobs
     )
     result = _heal(settings, Path(teacher), spec, path)
+    console.current().result(*_healed(result, path))
+
+
+def _healed(result: HealResult, path: Path) -> tuple[str, dict[str, Any]]:
+    """What came of healing, as text and as a document."""
     document = {
         "schema": 1,
         "file": str(path),
@@ -158,10 +134,10 @@ def heal(
         ("written", str(path)),
     ]
     rows += [("note", result.note)] * bool(result.note)
-    console.current().result(table(("", ""), rows), document)
+    return table(("", ""), rows), document
 
 
-def _heal(settings: Any, teacher: Path, spec: Any, path: Path) -> Any:
+def _heal(settings: Config, teacher: Path, spec: Heal, path: Path) -> HealResult:
     """Read both models and the data, train, and write the healed model."""
     from condensec import data as samples
     from condensec import io

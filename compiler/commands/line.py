@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from condensec.config import Config
     from condensec.report import Report
 
-_EXIT_CODES = {"ok": 0, "dry_run": 0, "budget_not_met": 3, "interrupted": 130}
+_EXIT_CODES = {"ok": 0, "dry_run": 0, "budget_not_met": 3}
 
 
 def compress(
