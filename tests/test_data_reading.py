@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -321,3 +322,21 @@ def test_labels_in_other_clothes(labels: Any) -> None:
 def test_a_single_npy_is_mapped(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", images()["x"])
     assert isinstance(read_npy(tmp_path / "a.npy").base, np.memmap)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from the system")
+def test_reading_big_data_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "big.npz"
+    np.savez(path, x=np.ones((2_000_000, 2, 4), np.float32))  # 64 MB
+    code = f"""
+import resource
+import numpy as np
+from condensec import data
+spec = data.TensorSpec("x", np.dtype(np.float32), ("N", 2, 4))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+samples = data.load({str(path)!r}, data.Signature((spec,), ()))
+next(iter(data.split(samples).train.batches(32))).inputs["x"]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 40_000, "KiB"

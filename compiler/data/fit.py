@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from condensec.data.types import Array, Samples, Signature, TensorSpec
+from condensec.data.types import CHUNK, Array, Samples, Signature, TensorSpec, forget
 from condensec.errors import DataError
 
 LABELS = "labels"
-_CHUNK = 1 << 23  # bytes looked at at a time when looking for NaN
 
 
 def fit(arrays: Mapping[str, Array], signature: Signature, source: str, synthetic: bool = False) -> Samples:
@@ -165,12 +164,14 @@ def check_finite(array: Array, where: str) -> None:
     """
     if array.dtype.kind != "f":
         return
-    rows = max(1, _CHUNK // max(1, array[0].nbytes))
+    rows = max(1, CHUNK // max(1, array[0].nbytes))
     for start in range(0, len(array), rows):
         part = array[start : start + rows]
         with np.errstate(all="ignore"):
-            if np.isfinite(part.sum()):  # NaN and infinity never sum to a finite number; one fast pass
-                continue
+            finite = np.isfinite(part.sum())  # NaN and infinity never sum to a finite number; one fast pass
+        forget(array)
+        if finite:
+            continue
         bad = ~np.isfinite(part.reshape(len(part), -1)).all(axis=1)
         if bad.any():
             first = int(np.flatnonzero(bad)[0])

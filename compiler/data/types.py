@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Index = npt.NDArray[np.int64]
+CHUNK = 1 << 23  # bytes of a mapped array that are looked at or copied at a time
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,29 @@ def take(array: Array, index: Index) -> Array:
     """Rows of an array: a view if they're consecutive, a copy otherwise."""
     if len(index) and index[-1] - index[0] == len(index) - 1 and np.all(np.diff(index) == 1):
         return array[int(index[0]) : int(index[-1]) + 1]
-    return array[index]
+    rows = max(1, CHUNK // max(1, array[:1].nbytes))
+    if _mapping(array) is None or len(index) <= rows:
+        return array[index]
+    copy = np.empty((len(index), *array.shape[1:]), array.dtype)
+    for start in range(0, len(index), rows):
+        copy[start : start + rows] = array[index[start : start + rows]]
+        forget(array)
+    return copy
+
+
+def forget(array: Array) -> None:
+    """Give back the memory of a mapped array's pages; they're read again when they're used again."""
+    mapping = _mapping(array)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(array: Array) -> mmap.mmap | None:
+    """The file mapping an array looks into, if any."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
 
 
 @dataclass(frozen=True, eq=False)
