@@ -191,7 +191,8 @@ class _Run:
             xs.append(rows.patches(layer, x, theirs[i].shape, kernel, index))
             ys.append(rows.channels_last(layer, theirs[i], index)[:, kept])
             if layer.other:
-                offsets.append(rows.channels_last(layer, _spread(mine[layer.other][i], theirs[i]), index))
+                other = _spread(mine[layer.other][i], theirs[i], layer.axis)
+                offsets.append(rows.channels_last(layer, other, index))
             held.append(np.full(len(index), self._held[i]))
         self._student.release([])
         self._teacher.release([])
@@ -233,13 +234,13 @@ def _solve(problem: solve.Problem, matrix: np.ndarray, bias: np.ndarray, free: b
     return found
 
 
-def _spread(array: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _spread(array: np.ndarray, like: np.ndarray, axis: int) -> np.ndarray:
     """Broadcast the other operand of a sum to the sum's positions (its channels may be fewer: cut)."""
-    if array.ndim != like.ndim:
+    if array.ndim < like.ndim:
         array = array.reshape((1,) * (like.ndim - array.ndim) + array.shape)
-    if array.shape[0] == like.shape[0] and array.shape[2:] == like.shape[2:]:
-        return array
-    return np.broadcast_to(array, (like.shape[0], array.shape[1], *like.shape[2:]))
+    shape = list(like.shape)
+    shape[axis] = array.shape[axis]
+    return np.broadcast_to(array, shape)
 
 
 def _proto(model: ir.Model) -> onnx.ModelProto:

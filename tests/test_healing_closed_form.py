@@ -1,0 +1,239 @@
+"""Closed-form repair: exact where the kept units can say it all, and never a change for the worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import models
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from cutting import half
+from models import random_feeds
+from onnx import TensorProto, helper, numpy_helper
+
+from condensec.data import Samples
+from condensec.healing import closed_form, solve
+from condensec.healing.judge import with_weights
+from condensec.passes.groups import analyze
+from condensec.passes.prune import prune
+from condensec.plan import Plan
+from condensec.runner import Session
+
+C = 6  # kept hidden units; the other six are their twins
+Slices = dict[str, dict[int, tuple[int, ...]]]
+
+
+def _graph(
+    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], x: list[int | str]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "twins",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
+        [onnx.ValueInfoProto(name="y")],
+        [numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _twins(kind: str) -> tuple[onnx.ModelProto, Slices, Samples]:
+    """A hidden layer whose second half equals its first, and the cut that removes the second half."""
+    rng = np.random.default_rng(0)
+    keep = tuple(range(C))
+    if kind in ("gemm", "matmul"):
+        first = rng.standard_normal((5, C))
+        weights = {"w1": np.tile(first, (1, 2)), "b1": np.tile(rng.standard_normal(C), 2)}
+        nodes = [
+            helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], "one"),
+            helper.make_node("Relu", ["h"], ["r"], "relu"),
+        ]
+        if kind == "gemm":
+            weights |= {"w2": rng.standard_normal((4, 2 * C)), "b2": rng.standard_normal(4)}
+            nodes.append(helper.make_node("Gemm", ["r", "w2", "b2"], ["y"], "two", transB=1))
+            axis = 1
+        else:
+            weights |= {"w2": rng.standard_normal((2 * C, 4)), "b2": rng.standard_normal(4)}
+            nodes.append(helper.make_node("MatMul", ["r", "w2"], ["m"], "two"))
+            nodes.append(helper.make_node("Add", ["m", "b2"], ["y"], "bias"))
+            axis = 0
+        slices: Slices = {"w1": {1: keep}, "b1": {0: keep}, "w2": {axis: keep}}
+        x = rng.standard_normal((400, 5)).astype(np.float32)
+        return _graph(nodes, weights, ["N", 5]), slices, Samples({"x": x})
+    first = rng.standard_normal((C, 3, 3, 3))
+    weights = {"w1": np.tile(first, (2, 1, 1, 1)), "b1": np.tile(rng.standard_normal(C), 2)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["h"], "one", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["h"], ["r"], "relu"),
+    ]
+    attributes = {
+        "dense": {"pads": [1, 0, 1, 0], "strides": [2, 1], "dilations": [1, 2]},
+        "pointwise": {},
+        "same": {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+        "norm": {"pads": [1, 1, 1, 1]},
+    }[kind]
+    size = 1 if kind == "pointwise" else 3
+    weights["w2"] = rng.standard_normal((4, 2 * C, size, size))
+    if kind == "norm":
+        weights |= {
+            "s": rng.uniform(0.5, 2, 4), "t": rng.standard_normal(4),
+            "m": rng.standard_normal(4), "v": rng.uniform(0.5, 2, 4),
+        }  # fmt: skip
+        nodes.append(helper.make_node("Conv", ["r", "w2"], ["c"], "two", **attributes))
+        nodes.append(helper.make_node("BatchNormalization", ["c", "s", "t", "m", "v"], ["y"], "bn"))
+    else:
+        weights["b2"] = rng.standard_normal(4)
+        nodes.append(helper.make_node("Conv", ["r", "w2", "b2"], ["y"], "two", **attributes))
+    slices = {"w1": {0: keep}, "b1": {0: keep}, "w2": {1: keep}}
+    x = rng.standard_normal((160, 3, 8, 8)).astype(np.float32)
+    return _graph(nodes, weights, ["N", 3, 8, 8]), slices, Samples({"x": x})
+
+
+def _cut(model: onnx.ModelProto, slices: Slices) -> onnx.ModelProto:
+    student = onnx.ModelProto()
+    student.CopyFrom(model)
+    for tensor in student.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        for axis, kept in slices.get(tensor.name, {}).items():
+            array = np.take(array, kept, axis)
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+    return student
+
+
+def _error(a: onnx.ModelProto, b: onnx.ModelProto, samples: Samples) -> float:
+    """Squared difference of the outputs over the first one's variance."""
+    one, two = (Session(m).run_samples(samples) for m in (a, b))
+    name = next(iter(one))
+    return float(np.square(one[name] - two[name]).mean() / one[name].var())
+
+
+def _repair(teacher: onnx.ModelProto, student: onnx.ModelProto, samples: Samples, slices: Slices):  # type: ignore[no-untyped-def]
+    plan = Plan("", 17, slices=slices)
+    return closed_form.repair(ir.from_proto(teacher), ir.from_proto(student), samples, plan, threads=1)
+
+
+@pytest.mark.parametrize("kind", ["gemm", "matmul", "dense", "pointwise", "same", "norm"])
+def test_twins_are_made_up_for(kind: str) -> None:
+    """What the removed units said, their twins can say: the repaired student equals the teacher."""
+    teacher, slices, samples = _twins(kind)
+    student = _cut(teacher, slices)
+    fresh = Samples({"x": samples.inputs["x"][::-1] * 0.9})
+    assert _error(teacher, student, fresh) > 0.05
+    result = _repair(teacher, student, samples, slices)
+    assert "w2" in result.weights
+    assert _error(teacher, with_weights(student, result.weights), fresh) < 1e-4
+    done = next(layer for layer in result.layers if layer.weight == "w2")
+    assert done.accepted
+    assert done.after < 1e-4 < done.before
+
+
+def _depthwise(groups: int) -> tuple[onnx.ModelProto, onnx.ModelProto, Samples]:
+    """The student's grouped weights are disturbed; its inputs are those of the teacher."""
+    rng = np.random.default_rng(1)
+    weights = {"w": rng.standard_normal((8, 8 // groups, 3, 3)), "b": rng.standard_normal(8)}
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", group=groups, pads=[1, 1, 1, 1])]
+    teacher = _graph(nodes, weights, ["N", 8, 6, 6])
+    student = _graph(
+        nodes, {**weights, "w": weights["w"] * rng.uniform(0.3, 1.5, (8, 1, 1, 1))}, ["N", 8, 6, 6]
+    )
+    return teacher, student, Samples({"x": rng.standard_normal((100, 8, 6, 6)).astype(np.float32)})
+
+
+@pytest.mark.parametrize("groups", [8, 2])
+def test_grouped_and_depthwise_convolutions(groups: int) -> None:
+    teacher, student, samples = _depthwise(groups)
+    result = _repair(teacher, student, samples, {})
+    assert _error(teacher, with_weights(student, result.weights), samples) < 1e-5
+
+
+def test_fixed_batch_and_constant_nodes() -> None:
+    teacher, slices, samples = _twins("dense")
+    student = _cut(teacher, slices)
+    teacher, student = (
+        models.as_constant_nodes(models.with_batch(_typed(m), 16)) for m in (teacher, student)
+    )
+    result = _repair(teacher, student, samples, slices)
+    assert _error(teacher, with_weights(student, result.weights), samples) < 1e-4
+
+
+def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
+    inferred = onnx.shape_inference.infer_shapes(model)
+    assert inferred.graph.output[0].type.tensor_type.elem_type
+    return inferred
+
+
+def test_an_uncut_student_is_left_alone() -> None:
+    teacher, _, samples = _twins("dense")
+    result = _repair(teacher, teacher, samples, {})
+    assert dict(result.weights) == {}
+    assert all(not layer.accepted for layer in result.layers)
+
+
+def test_nothing_is_accepted_that_does_not_hold_out() -> None:
+    """A teacher with noise for answers: what least squares finds on few samples doesn't hold on others."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((40, 30)).astype(np.float32)
+    y = rng.standard_normal((40, 3)).astype(np.float32)
+    held = np.arange(40) >= 32
+    weight = np.zeros((30, 3), np.float32)
+    problem = solve.Problem(x, y, held, rectified=False, offset=None)
+    found = solve.fit(problem, weight, y.mean(0), free_bias=True)
+    assert found.after <= found.before
+    # Without hold-out, on the other hand, eight degrees of freedom too few explain everything.
+    change = np.linalg.lstsq(x[~held], y[~held] - y.mean(0), rcond=None)[0]
+    assert problem.error(x[held] @ change + y.mean(0), np.flatnonzero(held)) > found.after
+
+
+def test_rectified_form_beats_the_plain_one_behind_a_relu() -> None:
+    """Where only max(., 0) counts, fitting the negative side costs accuracy on the positive."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((4000, 8)).astype(np.float32)
+    y = np.maximum(x @ rng.standard_normal((8, 4)), 0).astype(np.float32) - 1.5 * (
+        rng.random((4000, 4)) < 0.4
+    )
+    held = np.arange(4000) >= 3000
+    weight, bias = np.zeros((8, 4), np.float32), np.zeros(4, np.float32)
+    fits = {
+        form: solve.fit(
+            solve.Problem(x, y.astype(np.float32), held, form, None), weight, bias, free_bias=True
+        )
+        for form in (True, False)
+    }
+    judge = solve.Problem(x, y.astype(np.float32), held, True, None)
+    rows = np.flatnonzero(held)
+    errors = {form: judge.error(x[rows] @ f.weight + f.bias, rows) for form, f in fits.items()}
+    assert errors[True] < 0.95 * errors[False]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        models.residual_cnn, models.option_a_cnn, models.depthwise_se_cnn, models.grouped_cnn,
+        models.concat_net, models.split_net, models.transformer_encoder, models.mlp,
+    ],
+    ids=lambda f: f.__name__,
+)  # fmt: skip
+def test_real_cuts_come_nearer_to_the_original(build: Callable[[], onnx.ModelProto]) -> None:
+    """Half of every group gone: on samples it hasn't seen, the repaired student is nearer to the original."""
+    model = build()
+    feeds = random_feeds(model, 300, seed=5)
+    analysis = analyze(ir.from_proto(model), {k: v[:2].shape for k, v in feeds.items()})
+    cut = prune(analysis, half(analysis))
+    samples = Samples({k: v[:240] for k, v in feeds.items()})
+    fresh = Samples({k: v[240:] for k, v in feeds.items()})
+    result = closed_form.repair(analysis.model, cut.model, samples, cut.plan, threads=1)
+    assert not result.skipped
+    original, student = ir.to_proto(analysis.model), ir.to_proto(cut.model)
+    before = _error(original, student, fresh)
+    after = _error(original, with_weights(student, result.weights), fresh)
+    assert after < 0.8 * before, (before, after)
+    shapes = {t.name: tuple(t.dims) for t in student.graph.initializer}
+    assert all(w.shape == shapes[name] and w.dtype == np.float32 for name, w in result.weights.items())
+
+
+def test_same_seed_same_weights() -> None:
+    teacher, slices, samples = _twins("dense")
+    student = _cut(teacher, slices)
+    one, two = (_repair(teacher, student, samples, slices) for _ in range(2))
+    assert all(np.array_equal(one.weights[n], two.weights[n]) for n in one.weights)
