@@ -220,8 +220,10 @@ def _feeds(model: ir.Model, shapes: Shapes | None) -> dict[str, Any]:
     """Seeded inputs for one call."""
     from condensec import io
     from condensec.data import synthetic
+    from condensec.probe import runnable_shapes
 
     signature = io.signature(model)
+    shapes = runnable_shapes(model, signature, shapes)
     fixed = next((s.shape[0] for s in signature.inputs if s.shape and isinstance(s.shape[0], int)), None)
     samples = synthetic(signature, seed=0, count=int(fixed or 2), shapes=shapes)
     return dict(samples.inputs)

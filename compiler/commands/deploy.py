@@ -35,6 +35,7 @@ def emit(
     model: o.Model,
     target: o.Target = None,
     data: o.Data = None,
+    shape: o.Shape = None,
     quantize: o.Quantize = None,
     seed: o.Seed = None,
     jobs: o.Jobs = None,
@@ -44,13 +45,14 @@ def emit(
     verbose: o.Verbose = 0,
 ) -> None:
     """Write a model as each target's runtime wants it, without cutting anything."""
-    _emit(model, output, target=target, data=data, quantize=quantize, seed=seed, jobs=jobs)
+    _emit(model, output, target=target, data=data, shape=shape, quantize=quantize, seed=seed, jobs=jobs)
 
 
 def quantize(
     model: o.Model,
     target: o.Target = None,
     data: o.Data = None,
+    shape: o.Shape = None,
     quantize: _Precision = "auto",
     seed: o.Seed = None,
     jobs: o.Jobs = None,
@@ -60,7 +62,7 @@ def quantize(
     verbose: o.Verbose = 0,
 ) -> None:
     """Write a model in lower precision for each target, where that is faster."""
-    _emit(model, output, target=target, data=data, quantize=quantize, seed=seed, jobs=jobs)
+    _emit(model, output, target=target, data=data, shape=shape, quantize=quantize, seed=seed, jobs=jobs)
 
 
 def _emit(model: str, output: str | None, **options: Any) -> None:
@@ -69,6 +71,7 @@ def _emit(model: str, output: str | None, **options: Any) -> None:
     from condensec.config import check_output, configure
     from condensec.errors import TargetUnavailable
     from condensec.hardware.target import get
+    from condensec.probe import runnable_shapes
 
     folder = Path(output) if output is not None else Path(model).with_suffix(".emitted")
     settings: Config = configure(model=model, output=folder, **options)
@@ -77,10 +80,13 @@ def _emit(model: str, output: str | None, **options: Any) -> None:
         if reason := target.available():
             raise TargetUnavailable(f"target '{target.name}' can't be served on this machine: {reason}")
     loaded = io.load(settings.model)
-    given = None
+    signature = io.signature(loaded)
     if settings.data is not None:
-        given = samples.load(settings.data, io.signature(loaded), seed=settings.seed)
+        given = samples.load(settings.data, signature, seed=settings.seed)
         given = samples.split(given, seed=settings.seed).calibration
+    else:
+        shapes = runnable_shapes(settings.model, signature, settings.input_shapes)
+        given = samples.synthetic(signature, seed=settings.seed, shapes=shapes)
     check_output(folder)
     from condensec.hardware import emit as emission
 

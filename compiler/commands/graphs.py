@@ -50,18 +50,19 @@ def bench(
     from condensec.config import configure
     from condensec.hardware import bench as clock
     from condensec.hardware.protocol import Protocol
+    from condensec.probe import runnable_shapes
 
     checked = configure(model=model, jobs="1" if jobs is None else jobs, seed=seed)
     protocol = Protocol(threads=checked.jobs, seed=checked.seed)
     paths = [Path(path) for path in (model, other) if path is not None]
-    for path in paths:
-        io.load(path)  # so that a bad file is refused in condensec's words
+    models = [io.load(path) for path in paths]  # a bad file is refused before anything runs
+    shapes = runnable_shapes(paths[-1], io.signature(models[-1]), shapes_of(shape))
     screen = console.current()
     if other is None:
-        one = clock.measure(paths[0], shapes=shapes_of(shape), protocol=protocol)
+        one = clock.measure(paths[0], shapes=shapes, protocol=protocol)
         screen.result(_times([one]), {"schema": 1, **one.to_json()})
         return
-    both = clock.compare(paths[0], paths[1], shapes=shapes_of(shape), protocol=protocol)
+    both = clock.compare(paths[0], paths[1], shapes=shapes, protocol=protocol)
     low, high = both.ci95
     verdict = f"{paths[1].name} is {both.verdict}" if both.verdict != "no difference" else "no difference"
     line = f"ratio {both.ratio:.3f}, 95% interval [{low:.3f}, {high:.3f}], {both.pairs} pairs: {verdict}"

@@ -20,6 +20,7 @@ from condensec.hardware.target import Target, get
 from condensec.metrics import Metric, resolve
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.sensitivity import affordable
+from condensec.probe import runnable_shapes
 from condensec.runner import Session
 
 Outputs = Mapping[str, npt.NDArray[Any]]
@@ -144,9 +145,9 @@ def read_data(config: Config, loaded: Loaded) -> Data:
         ConfigError: the metric can't be used with them.
     """
     signature = loaded.signature
-    shapes = dict(config.input_shapes)
     if config.data is None:
-        samples = synthetic(signature, seed=config.seed, count=SYNTHETIC_SAMPLES, shapes=shapes or None)
+        shapes = runnable_shapes(loaded.path, signature, config.input_shapes)
+        samples = synthetic(signature, seed=config.seed, count=SYNTHETIC_SAMPLES, shapes=shapes)
         held_out = None
     else:
         samples = load_data(config.data, signature, seed=config.seed)
