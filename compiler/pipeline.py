@@ -51,7 +51,7 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     staging = checkpoints.folder / "staging"
     while True:
         progress = cycles.run_cycles(work, means, steps, checkpoints, progress)
-        cut, healed = cycles.final_cut(work, progress.best)
+        cut, healed = cycles.final_cut(work, progress.safe)
         proven = steps.run("verify", finish.prove, work, cut, healed)
         emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
         again = cycles.corrected(work, budgets, progress, emitted)

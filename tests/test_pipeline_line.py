@@ -68,7 +68,9 @@ def test_the_emitted_graph_runs_with_the_original_interface(model: Path, data: P
     before = ort.InferenceSession(model)
     after = ort.InferenceSession(out / "model.onnx")
     assert [(i.name, i.shape) for i in after.get_inputs()] == [(i.name, i.shape) for i in before.get_inputs()]
-    assert [(o.name, o.shape) for o in after.get_outputs()] == [(o.name, o.shape) for o in before.get_outputs()]
+    assert [(o.name, o.shape) for o in after.get_outputs()] == [
+        (o.name, o.shape) for o in before.get_outputs()
+    ]
     assert after.run(None, {"input": np.zeros((5, 3, 16, 16), np.float32)})[0].shape == (5, 10)
 
 
@@ -222,7 +224,7 @@ def test_a_failed_step_names_itself_and_the_steps_before() -> None:
 
 def test_checkpoints_keep_everything_and_know_their_key(tmp_path: Path) -> None:
     best = Candidate({"g0": 3}, {"g0": [0, 1, 5]}, {"w": np.arange(6.0).reshape(2, 3)}, 0.5)
-    progress = Progress(best, (), 0.05, {"latency:host": 1.1}, 12.0, 1, False, False)
+    progress = Progress(best=best, step=0.05, correction={"latency:host": 1.1}, heal_seconds=12.0)
     Checkpoints(tmp_path, "key").save(progress)
     found = Checkpoints(tmp_path, "key").load()
     assert found is not None

@@ -81,26 +81,38 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
     cut, weights = steps.run("prune", _cut, job, units, progress.best)
     left = _cycles_left(means, choice, progress)
     healed, pruned = _heal(job, means.healer, steps, cut, weights, progress, cycles_left=left)
-    accepted = job.keeps_guard(healed.metric)
+    safe = job.keeps_guard(healed.metric)
+    later = not safe and left > 1 and not progress.strict and means.healer.can_wait(progress, healed.metric)
     cycle = Cycle(
         n=len(progress.cycles) + 1,
         macs=macs_share(job, choice.counts),
         metric_pruned=pruned,
         metric_healed=healed.metric,
-        accepted=accepted,
+        accepted=safe or later,
         seconds=round(time.monotonic() - start, 3),
         latency=means.budgets.latency_share(choice),
         healed_how=healed.how,
-        note=healed.note if accepted else _rollback_note(job, healed),
+        note=healed.note if safe else _note(job, healed, later=later),
     )
     spent = progress.heal_seconds + healed.gradient_seconds
     progress = replace(progress, cycles=(*progress.cycles, cycle), heal_seconds=spent)
-    if not accepted:
-        step = progress.step / 2
-        stop = job.one_shot or step < SMALLEST_STEP * job.config.step
-        return replace(progress, step=step, finished=stop, reached=False)
+    if not safe and not later:
+        return _rolled_back(job, progress)
     best = Candidate(dict(choice.counts), units, healed.weights, healed.metric)
-    return replace(progress, best=best, finished=choice.reached, reached=choice.reached)
+    return replace(
+        progress,
+        best=best,
+        safe=best if safe else progress.safe,
+        finished=choice.reached,
+        reached=choice.reached,
+    )
+
+
+def _rolled_back(job: Job, progress: Progress) -> Progress:
+    """Back to the last model that kept the guard, with half the step; the end where that gets too small."""
+    step = progress.step / 2
+    stop = job.one_shot or step < SMALLEST_STEP * job.config.step
+    return replace(progress, best=progress.safe, step=step, strict=True, finished=stop, reached=False)
 
 
 def _choose(job: Job, means: Means, progress: Progress) -> Choice:
@@ -126,8 +138,9 @@ def _cut(job: Job, units: Mapping[str, list[int]], best: Candidate) -> tuple[Cut
     return cut, carried(best.weights, before, cut.plan)
 
 
-def _rollback_note(job: Job, healed: Healed) -> str:
-    return f"rolled back: {job.points_lost(healed.metric):.2f} points lost, {job.config.max_drop:g} allowed"
+def _note(job: Job, healed: Healed, *, later: bool) -> str:
+    lost = f"{job.points_lost(healed.metric):.2f} points lost, {job.config.max_drop:g} allowed"
+    return f"{lost}; healing is to come" if later else f"rolled back: {lost}"
 
 
 def _cycles_left(means: Means, choice: Choice, progress: Progress) -> int:
@@ -214,7 +227,7 @@ def corrected(
         if comparison.ratio > allowed * WITHIN:
             widths = Widths(job.analysis, [Goal(limit.key, limit.cost, limit.limit)])
             for group in job.analysis.groups:
-                widths.set(group, progress.best.counts.get(group.id, group.size))
+                widths.set(group, progress.safe.counts.get(group.id, group.size))
             predicted = float(widths.totals[0]) / limit.dense
             correction[limit.key] = max(comparison.ratio / predicted, correction.get(limit.key, 1.0))
             missed = True

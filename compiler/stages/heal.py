@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from condensec import io
-from condensec.healing import HealOptions, HealResult, closed_form, heal
+from condensec.healing import HealOptions, HealResult, closed_form, environment, heal
 from condensec.passes.prune import Cut, with_weights
 from condensec.specs import parse_heal
 from condensec.stages.job import Job
@@ -22,6 +22,8 @@ from condensec.stages.steps import Steps
 Weights = Mapping[str, npt.NDArray[Any]]
 LEAST_SECONDS = 2.0  # below that the worker's start costs more than it heals
 REPAIR_SAMPLES = 256
+LAST = 0.6  # share of the training time that is kept for the last cycle
+SLACK = 5.0  # times what the guard allows may be lost on the way, if training is to come
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,34 @@ class Healer:
     ) -> float | None:
         """Seconds of gradient healing for this cycle (inf: as many as the epochs take), or None for none.
 
-        A cycle in between trains only where the guard is in danger, on its share of what is left; the last
-        cycle gets the rest.
+        A cycle in between trains only where the guard is in danger, and shares a part of what is left with
+        the cycles to come; the last cycle gets most of it. The rest is for another try.
         """
-        if not self.spec.gradient or self._job.data.synthetic:
+        if not self._gradient:
             return None
         if self.spec.epochs is not None:
             return float("inf") if last or endangered else None
-        left = 60 * (self.spec.minutes or 0.0) - progress.heal_seconds
-        share = left if last else left / max(2, cycles_left) if endangered else 0.0
+        left = self._left(progress)
+        if progress.strict:
+            share = left / 2 if last or endangered else 0.0
+        else:
+            early = left * (1 - LAST) / cycles_left if endangered else 0.0
+            share = left * LAST if last else early
         return share if share >= LEAST_SECONDS else None
+
+    def can_wait(self, progress: Progress, metric: float) -> bool:
+        """Whether a model over the guard may be cut on, because training in the last cycle can bring it back."""
+        if not self._gradient:
+            return False
+        time_left = self.spec.epochs is not None or self._left(progress) * LAST >= LEAST_SECONDS
+        return time_left and self._job.points_lost(metric) <= SLACK * self._job.config.max_drop
+
+    @property
+    def _gradient(self) -> bool:
+        return self.spec.gradient and not self._job.data.synthetic
+
+    def _left(self, progress: Progress) -> float:
+        return max(0.0, 60 * (self.spec.minutes or 0.0) - progress.heal_seconds)
 
     def repair(self, cut: Cut, weights: Weights) -> Healed:
         """Closed form: least squares on calibration activations against the original."""
@@ -95,6 +115,7 @@ class Healer:
             seed=job.config.seed,
             jobs=job.config.jobs,
         )
+        environment.ensure(lambda line: self._steps.progress("heal", 0.0, line))  # not on the budget
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="condensec-heal-") as name:
             folder = Path(name)

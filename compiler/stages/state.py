@@ -17,7 +17,7 @@ from condensec.errors import ConfigError
 from condensec.report.model import Cycle
 
 VERSION = 1
-_PLAIN = ("step", "correction", "heal_seconds", "rounds", "finished", "reached")
+_PLAIN = ("step", "strict", "correction", "heal_seconds", "rounds", "finished", "reached")
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,23 @@ class Progress:
     """Everything a resumed run needs.
 
     Attributes:
-        best: the last accepted model.
+        best: the model to cut on from. It may have lost more than the guard allows, if healing is to come.
+        safe: the smallest model so far that keeps the guard.
         cycles: what was tried so far.
         step: current share of units a cycle.
-        correction: measured over modelled latency, by target.
+        strict: every cycle has to keep the guard (one that was to be healed later couldn't be).
+        correction: measured over modelled latency, by limit.
         heal_seconds: gradient healing used so far.
+        rounds: corrections of the latency model so far.
         finished: no cycle is left to do.
         reached: the budgets are met.
     """
 
     best: Candidate = field(default_factory=Candidate)
+    safe: Candidate = field(default_factory=Candidate)
     cycles: tuple[Cycle, ...] = ()
     step: float = 0.1
+    strict: bool = False
     correction: Mapping[str, float] = field(default_factory=dict)
     heal_seconds: float = 0.0
     rounds: int = 0
@@ -89,51 +94,55 @@ class Checkpoints:
                     f"{self.folder} holds an unfinished run of another model, data or options",
                     hint="run without --resume to start afresh",
                 )
-            with np.load(self.folder / doc["weights"], allow_pickle=False) as archive:
-                weights = {name: archive[f"w{i}"] for i, name in enumerate(doc["names"])}
-            best = Candidate(doc["counts"], doc["units"], weights, doc["metric"])
-            cycles = tuple(Cycle(**c) for c in doc["cycles"])
-            rest = {
-                k: doc[k] for k in ("step", "correction", "heal_seconds", "rounds", "finished", "reached")
-            }
+            return Progress(
+                best=self._read(doc["best"]),
+                safe=self._read(doc["safe"]),
+                cycles=tuple(Cycle(**c) for c in doc["cycles"]),
+                **{name: doc[name] for name in _PLAIN},
+            )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"the checkpoint in {self.folder} is damaged: {error}", hint="run without --resume"
             ) from error
-        return Progress(best, cycles, **rest)
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint: the weights first, then, atomically, the file that points to them."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = sorted(progress.best.weights)
-        archive = f"weights-{len(progress.cycles)}.npz"
-        draft = self.folder / f".{archive}"
-        arrays: dict[str, Any] = {f"w{i}": progress.best.weights[name] for i, name in enumerate(names)}
-        with open(draft, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(draft, self.folder / archive)
+        number = len(progress.cycles)
         doc = {
             "version": VERSION,
             "key": self.key,
-            "weights": archive,
-            "names": names,
-            "counts": dict(progress.best.counts),
-            "units": {k: [int(i) for i in v] for k, v in progress.best.units.items()},
-            "metric": progress.best.metric,
+            "best": self._write(progress.best, f"best-{number}.npz"),
+            "safe": self._write(progress.safe, f"safe-{number}.npz"),
             "cycles": [vars(c) for c in progress.cycles],
-            "step": progress.step,
-            "correction": dict(progress.correction),
-            "heal_seconds": progress.heal_seconds,
-            "rounds": progress.rounds,
-            "finished": progress.finished,
-            "reached": progress.reached,
+            **{name: getattr(progress, name) for name in _PLAIN},
         }
         draft = self.folder / ".progress.json"
         draft.write_text(json.dumps(doc), encoding="utf-8")
         os.replace(draft, self.folder / "progress.json")
-        for old in self.folder.glob("weights-*.npz"):
-            if old.name != archive:
+        for old in self.folder.glob("*.npz"):
+            if not old.name.endswith(f"-{number}.npz"):
                 old.unlink()
+
+    def _write(self, candidate: Candidate, archive: str) -> dict[str, Any]:
+        names = sorted(candidate.weights)
+        arrays: dict[str, Any] = {f"w{i}": candidate.weights[name] for i, name in enumerate(names)}
+        draft = self.folder / f".{archive}"
+        with open(draft, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(draft, self.folder / archive)
+        return {
+            "archive": archive,
+            "names": names,
+            "counts": dict(candidate.counts),
+            "units": {k: [int(i) for i in v] for k, v in candidate.units.items()},
+            "metric": candidate.metric,
+        }
+
+    def _read(self, doc: Mapping[str, Any]) -> Candidate:
+        with np.load(self.folder / doc["archive"], allow_pickle=False) as archive:
+            weights = {name: archive[f"w{i}"] for i, name in enumerate(doc["names"])}
+        return Candidate(doc["counts"], doc["units"], weights, doc["metric"])
 
     def clear(self) -> None:
         """Remove the folder: the run is done, or starts afresh."""

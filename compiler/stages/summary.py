@@ -275,10 +275,10 @@ def conclude(
         cycles=progress.cycles,
         verification=verification(proven, cut),
         budgets=budgets,
-        guard=guard_result(job, progress.best.metric),
+        guard=guard_result(job, progress.safe.metric),
         healing=healing_result(means.healer, progress, steps),
         groups=group_summaries(cut.plan),
-        layers=layer_cuts(job, cut, progress.best.counts),
+        layers=layer_cuts(job, cut, progress.safe.counts),
         plan_sha256=cut.plan.digest(),
     )
 
