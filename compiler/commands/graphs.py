@@ -46,17 +46,17 @@ def bench(
 ) -> None:
     """Time a model, or two against each other (interleaved, with a 95% interval of the ratio)."""
     from condensec import io
-    from condensec.commands.steps import shapes_of
+    from condensec.commands.steps import sample_shapes
     from condensec.config import configure
     from condensec.hardware import bench as clock
     from condensec.hardware.protocol import Protocol
-    from condensec.probe import runnable_shapes
 
     checked = configure(model=model, jobs="1" if jobs is None else jobs, seed=seed)
     protocol = Protocol(threads=checked.jobs, seed=checked.seed)
     paths = [Path(path) for path in (model, other) if path is not None]
-    models = [io.load(path) for path in paths]  # a bad file is refused before anything runs
-    shapes = runnable_shapes(paths[-1], io.signature(models[-1]), shapes_of(shape))
+    for path in paths:
+        io.load(path)  # a bad file is refused before anything runs
+    shapes = sample_shapes(str(paths[-1]), shape)
     screen = console.current()
     if other is None:
         one = clock.measure(paths[0], shapes=shapes, protocol=protocol)

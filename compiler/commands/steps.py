@@ -34,7 +34,7 @@ def inspect(
     """Show what is in a model, what could be cut, and what can't be and why."""
     from condensec import api
 
-    found = api.inspect(model, shapes=shapes_of(shape), freeze=_freeze(freeze))
+    found = api.inspect(model, shapes=sample_shapes(model, shape), freeze=_freeze(freeze))
     facts = [
         ("inputs", ", ".join(found.inputs.values())),
         ("outputs", ", ".join(found.outputs.values())),
@@ -85,7 +85,7 @@ def plan(
     made = api.plan(
         model,
         keep=checked.keep or 0.5,
-        shapes=shapes_of(shape),
+        shapes=sample_shapes(model, shape),
         criterion=checked.criterion,
         align=checked.align,
         freeze=checked.freeze,
@@ -111,7 +111,7 @@ def apply(
 
     path = Path(output) if output is not None else Path(model).with_suffix(".pruned.onnx")
     refuse_overwriting(path, model)
-    written = api.apply(model, plan, path, shapes=shapes_of(shape))
+    written = api.apply(model, plan, path, shapes=sample_shapes(model, shape))
     document = {
         "schema": 1,
         "file": str(written),
@@ -139,7 +139,7 @@ def verify(
     """Prove a cut: PRUNED computes what ORIGINAL does with the plan's slices zeroed."""
     from condensec import api
 
-    proof = api.verify(original, plan, pruned, shapes=shapes_of(shape))
+    proof = api.verify(original, plan, pruned, shapes=sample_shapes(original, shape))
     document: dict[str, Any] = {"schema": 1, "passed": proof.passed, **vars(proof)}
     if not proof.passed:
         raise PostconditionError(
@@ -166,6 +166,15 @@ def shapes_of(given: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:
     from condensec.specs import parse_shape
 
     return dict(parse_shape(text) for text in given) if given else None
+
+
+def sample_shapes(model: str, given: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes at which a model with open dims runs: as ``--shape`` says, otherwise tried out."""
+    from condensec import io
+    from condensec.probe import runnable_shapes
+
+    path = Path(model)
+    return runnable_shapes(path, io.signature(io.load(path)), shapes_of(given))
 
 
 def _freeze(given: Sequence[str] | None) -> str | None:
