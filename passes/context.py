@@ -47,7 +47,7 @@ class AttributeRewrite:
 
     node: ir.Node
     name: str
-    new: Callable[[Kept], int | list[int]]
+    new: Callable[[Kept], int | float | list[int]]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ class Reduction:
     axis: int
     term: Term
     contraction: bool = False
+    fused: bool = False
+    operands: tuple[int, ...] = (0, 1)
 
 
 @dataclass
@@ -215,8 +217,8 @@ class Context:
             self.axes.hint(term, "hidden")
             self.reductions.append(Reduction(node, index, axis, term))
 
-    def contracts(self, node: ir.Node, index: int, axis: int) -> None:
-        """The node sums products of two activations over this axis of this input.
+    def contracts(self, node: ir.Node, index: int, axis: int, operands: tuple[int, ...] = (0, 1)) -> None:
+        """The node sums products of its operands over this axis of this input.
 
         Exact where one of them is zero at cut units; else the oracle restricts the sum to kept ones.
         """
@@ -224,9 +226,18 @@ class Context:
         assert value is not None
         term = self.layout(value)[axis]
         if term is not None:
-            self.reductions.append(Reduction(node, index, axis, term, contraction=True))
+            self.reductions.append(Reduction(node, index, axis, term, contraction=True, operands=operands))
 
-    def attribute(self, node: ir.Node, name: str, new: Callable[[Kept], int | list[int]]) -> None:
+    def needs_zeros(self, node: ir.Node, term: Term | None, *operands: int) -> None:
+        """Inside a fused operator, where the oracle can't look, units of this axis have to vanish when cut.
+
+        The axis is frozen unless one of the operands (the first two) is zero at cut units.
+        """
+        if term is not None:
+            inputs = operands or (0, 1)
+            self.reductions.append(Reduction(node, 0, 0, term, contraction=True, fused=True, operands=inputs))
+
+    def attribute(self, node: ir.Node, name: str, new: Callable[[Kept], int | float | list[int]]) -> None:
         """An attribute follows the cut."""
         self.rewrites.append(AttributeRewrite(node, name, new))
 

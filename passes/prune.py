@@ -56,12 +56,7 @@ def prune(analysis: Analysis, units: Mapping[str, Sequence[int]], *, sha256: str
     for rewrite in analysis.context.rewrites:
         node = nodes[rewrite.node.name]
         if isinstance(rewrite, AttributeRewrite):
-            value = rewrite.new(kept)
-            node.attributes[rewrite.name] = (
-                ir.AttrInt64(rewrite.name, value)
-                if isinstance(value, int)
-                else ir.AttrInt64s(rewrite.name, value)
-            )
+            node.attributes[rewrite.name] = _attribute(rewrite.name, rewrite.new(kept))
         else:
             resizer.rewrite(node, rewrite.index, lambda old, rewrite=rewrite: rewrite.new(kept, old))  # type: ignore[misc]
     _forget_shapes(model.graph)
@@ -69,6 +64,12 @@ def prune(analysis: Analysis, units: Mapping[str, Sequence[int]], *, sha256: str
     plan = describe(analysis, units, kept, slices, shapes, sha256)
     _merge_copies(model.graph, plan, analysis.normalized.splits)
     return Cut(model, plan)
+
+
+def _attribute(name: str, value: int | float | list[int]) -> ir.Attr:
+    if isinstance(value, list):
+        return ir.AttrInt64s(name, value)
+    return ir.AttrFloat32(name, value) if isinstance(value, float) else ir.AttrInt64(name, value)
 
 
 def _check(analysis: Analysis, units: Mapping[str, Sequence[int]]) -> None:

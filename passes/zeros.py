@@ -49,7 +49,13 @@ def settle(ctx: Context, graph: ir.Graph) -> None:
     loose = []
     for reduction in ctx.reductions:
         if reduction.contraction:
-            if any(v is not None and ctx.vanishes(v) for v in reduction.node.inputs[:2]):
+            inputs = reduction.node.inputs
+            operands = [inputs[i] for i in reduction.operands if i < len(inputs)]
+            if any(v is not None and ctx.vanishes(v) for v in operands):
+                continue
+            if reduction.fused:
+                kind = reduction.node.op_type
+                ctx.freeze(reduction.term, f"{kind} multiplies values that don't vanish when cut")
                 continue
             ctx.axes.reduced(reduction.term)
         loose.append(reduction)

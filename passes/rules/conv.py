@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from condensec.axes import Term
@@ -11,8 +13,35 @@ from condensec.passes.rules import rule
 
 @rule("Conv", "com.microsoft::FusedConv", "com.microsoft.nchwc::Conv")
 def conv(ctx: Context, node: ir.Node) -> None:
+    """``X, W, bias, residual``."""
+    convolution(ctx, node, Places(0, 1, 2, 3))
+
+
+@rule("DeformConv")
+def deform_conv(ctx: Context, node: ir.Node) -> None:
+    """``X, W, offsets, bias, mask``; offsets and mask have channels for kernel positions, which stay."""
+    convolution(ctx, node, Places(0, 1, 3))
+    for index in (2, 4):
+        if ctx.has(node, index):
+            ctx.freeze(ctx.layout(ctx.operand(node, index))[1], "offsets of kernel positions")
+    if "offset_group" in node.attributes and node.attributes["offset_group"].as_int() > 1:
+        ctx.freeze(ctx.layout(ctx.operand(node, 0))[1], "channels in groups of offsets")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which inputs are data, weight, bias, and a residual that is added to the result."""
+
+    data: int
+    weight: int
+    bias: int | None = None
+    residual: int | None = None
+    masked: bool = True
+
+
+def convolution(ctx: Context, node: ir.Node, places: Places) -> None:
     """Data ``[N, C, ...]``, weight ``[M, C/g, ...]``; grouped: ``C = g x C/g``, ``M = g x M/g``."""
-    data, weight = ctx.operand(node, 0), ctx.operand(node, 1)
+    data, weight = ctx.operand(node, places.data), ctx.operand(node, places.weight)
     x, w = ctx.layout(data), ctx.layout(weight)
     m, per_group = ctx.shape(weight)[:2]
     groups = _groups(ctx, node)
@@ -20,7 +49,7 @@ def conv(ctx: Context, node: ir.Node) -> None:
     outputs = w[0]
     if groups is not None:
         ctx.tie(outputs, _grouped(ctx, groups, ctx.axes.atom(m // groups.size) if m > groups.size else None))
-    _finish(ctx, node, outputs, (outputs, w[1]), (m, per_group), x[1], groups)
+    _finish(ctx, node, places, outputs, (outputs, w[1]), (m, per_group), x[1], groups)
 
 
 @rule("ConvTranspose")
@@ -33,7 +62,8 @@ def conv_transpose(ctx: Context, node: ir.Node) -> None:
     ctx.tie(x[1], w[0], "input channels come from the data")
     if groups is not None:
         ctx.tie(w[0], _grouped(ctx, groups, ctx.axes.atom(c // groups.size) if c > groups.size else None))
-    _finish(ctx, node, _grouped(ctx, groups, w[1]), (w[0], w[1]), (c, per_group), x[1], groups)
+    outputs = _grouped(ctx, groups, w[1])
+    _finish(ctx, node, Places(0, 1, 2), outputs, (w[0], w[1]), (c, per_group), x[1], groups)
 
 
 def _groups(ctx: Context, node: ir.Node) -> Term | None:
@@ -55,6 +85,7 @@ def _grouped(ctx: Context, groups: Term | None, inner: Term | None) -> Term | No
 def _finish(
     ctx: Context,
     node: ir.Node,
+    places: Places,
     outputs: Term | None,
     weight_terms: tuple[Term | None, Term | None],
     weight_sizes: tuple[int, int],
@@ -62,14 +93,17 @@ def _finish(
     groups: Term | None,
 ) -> None:
     """Bias, fused residual, kernel axes, the output's layout and the cost."""
-    data, weight, output = ctx.operand(node, 0), ctx.operand(node, 1), node.outputs[0]
-    kernel = ctx.shape(weight)[2:]
+    data, weight = ctx.operand(node, places.data), ctx.operand(node, places.weight)
+    output, kernel = node.outputs[0], ctx.shape(weight)[2:]
     for term in ctx.layout(weight)[2:]:
         ctx.freeze(term, "kernel positions")
-    for index in (2, 3):
-        extra = node.inputs[index] if ctx.has(node, index) else None
-        if extra is not None:  # a bias [M], or FusedConv's residual [N, M, ...]
-            ctx.tie(outputs, ctx.layout(extra)[0 if index == 2 else 1])
+    for index, axis in ((places.bias, 0), (places.residual, 1)):
+        if index is not None and ctx.has(node, index):
+            ctx.tie(outputs, ctx.layout(ctx.operand(node, index))[axis])
+    if groups is None:
+        pair = (places.data, places.weight)
+        ctx.contracts(node, places.data, 1, pair)
+        ctx.contracts(node, places.weight, 0 if node.op_type == "ConvTranspose" else 1, pair)
     ctx.set(output, [ctx.layout(data)[0], outputs, *[None] * len(kernel)])
     # a transposed convolution does its work once an input position, a convolution once an output position
     space = ctx.shape(data if node.op_type == "ConvTranspose" else output)
@@ -83,7 +117,7 @@ def _finish(
         groups=groups if groups is not None else 1,
         kernel=volume(kernel),
         positions=positions,
-        mask=(0, 1) if groups is None or weight_terms[1] is not None else None,
+        mask=(places.data, 1) if places.masked and (groups is None or weight_terms[1] is not None) else None,
     )
     if outputs is not None:
         ctx.axes.hint(outputs, "channel")

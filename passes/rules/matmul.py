@@ -1,6 +1,8 @@
-"""Matrix products: MatMul, Gemm, Einsum."""
+"""Matrix products: MatMul and Gemm."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -9,66 +11,84 @@ from condensec.passes.context import Context, Layout, volume
 from condensec.passes.rules import rule
 
 
+@dataclass(frozen=True)
+class Side:
+    """One operand as the product sees it: transposed where asked for, and with two axes at least.
+
+    Attributes:
+        value: the operand.
+        index: which input of the node it is.
+        layout: ``[..., rows, columns]``.
+        shape: the sizes.
+        vector: whether it had one axis only.
+        axes: where rows and columns are in the operand; None for the one a vector hasn't.
+    """
+
+    value: ir.Value
+    index: int
+    layout: Layout
+    shape: list[int]
+    vector: bool
+    axes: tuple[int | None, int | None]
+
+
+def side(ctx: Context, node: ir.Node, index: int, transposed: bool, left: bool) -> Side:
+    """Read an operand."""
+    value = ctx.operand(node, index)
+    layout, shape = list(ctx.layout(value)), list(ctx.shape(value))
+    rank = len(shape)
+    if rank == 1:
+        if left:
+            return Side(value, index, [None, *layout], [1, *shape], True, (None, 0))
+        return Side(value, index, [*layout, None], [*shape, 1], True, (0, None))
+    axes = (rank - 2, rank - 1)
+    if transposed:
+        layout[-2:], shape[-2:], axes = layout[:-3:-1], shape[:-3:-1], (rank - 1, rank - 2)
+    return Side(value, index, layout, shape, False, axes)
+
+
 @rule("MatMul", "com.microsoft::FusedMatMul")
 def matmul(ctx: Context, node: ir.Node) -> None:
     """``[..., M, K] @ [..., K, N]``, numpy broadcasting of the leading axes."""
-    a, b = ctx.operand(node, 0), ctx.operand(node, 1)
-    la, sa = list(ctx.layout(a)), list(ctx.shape(a))
-    lb, sb = list(ctx.layout(b)), list(ctx.shape(b))
-    if _flag(node, "transA") and len(la) > 1:
-        la[-2:], sa[-2:] = la[:-3:-1], sa[:-3:-1]
-    if _flag(node, "transB") and len(lb) > 1:
-        lb[-2:], sb[-2:] = lb[:-3:-1], sb[:-3:-1]
-    vector_a, vector_b = len(la) == 1, len(lb) == 1
-    if vector_a:
-        la, sa = [None, *la], [1, *sa]
-    if vector_b:
-        lb, sb = [*lb, None], [*sb, 1]
-    ctx.tie(la[-1], lb[-2], "multiplied with an axis of the data")
-    batch = _batch(ctx, la[:-2], sa[:-2], lb[:-2], sb[:-2])
-    layout = [*batch, *([] if vector_a else [la[-2]]), *([] if vector_b else [lb[-1]])]
-    ctx.set(node.outputs[0], layout)
-    _hints(ctx, node, a, b, batch, la[-1], lb[-1])
-    sizes = ctx.shape(node.outputs[0])
-    rows = volume(sizes) // (sb[-1] or 1)
-    dense = ctx.is_constant(b) or ctx.is_constant(a)
-    terms: list[Term | int | None] = [*batch, la[-2], lb[-1], la[-1]]
-    counts = [*_broadcast_sizes(sa[:-2], sb[:-2]), sa[-2], sb[-1], sa[-1]]
-    ctx.cost(
-        node,
-        terms,
-        counts,
-        inputs=la[-1] if dense else None,
-        outputs=lb[-1] if dense else None,
-        positions=rows,
-        mask=_mask_point(ctx, node, a, b),
+    matrix_product(ctx, node, 0, 1, masked=True)
+
+
+def matrix_product(ctx: Context, node: ir.Node, first: int, second: int, *, masked: bool = False) -> None:
+    """A product of two inputs; ``masked``: zeroing floats where they're contracted is like a cut."""
+    a = side(ctx, node, first, _flag(node, "transA"), True)
+    b = side(ctx, node, second, _flag(node, "transB"), False)
+    ctx.tie(a.layout[-1], b.layout[-2], "multiplied with an axis of the data")
+    batch = _batch(ctx, a, b)
+    ctx.set(
+        node.outputs[0],
+        [*batch, *([] if a.vector else [a.layout[-2]]), *([] if b.vector else [b.layout[-1]])],
     )
-
-
-def _mask_point(ctx: Context, node: ir.Node, a: ir.Value, b: ir.Value) -> tuple[int, int]:
-    """The contraction axis of the operand that is data (the first, where both are)."""
-    index, value = (1, b) if ctx.is_constant(a) else (0, a)
-    rank = len(ctx.layout(value))
-    last = (index == 0) != _flag(node, "transB" if index else "transA")
-    return index, 0 if rank == 1 else rank - 1 if last else rank - 2
+    for operand, axis in ((a, a.axes[1]), (b, b.axes[0])):
+        if axis is not None:
+            ctx.contracts(node, operand.index, axis, (first, second))
+    _hints(ctx, a, b, batch)
+    _cost(ctx, node, a, b, batch, masked)
 
 
 def _flag(node: ir.Node, name: str) -> bool:
     return bool(node.attributes[name].as_int()) if name in node.attributes else False
 
 
-def _broadcast_sizes(a: list[int], b: list[int]) -> list[int]:
-    rank = max(len(a), len(b))
-    a, b = [1] * (rank - len(a)) + a, [1] * (rank - len(b)) + b
-    return [max(x, y) for x, y in zip(a, b, strict=True)]
+def _padded(a: Side, b: Side) -> tuple[Layout, list[int], Layout, list[int]]:
+    """The leading axes of both, as many of each."""
+    rank = max(len(a.shape), len(b.shape)) - 2
+    la, sa, lb, sb = a.layout[:-2], a.shape[:-2], b.layout[:-2], b.shape[:-2]
+    return (
+        [None] * (rank - len(la)) + la,
+        [1] * (rank - len(sa)) + sa,
+        [None] * (rank - len(lb)) + lb,
+        [1] * (rank - len(sb)) + sb,
+    )
 
 
-def _batch(ctx: Context, la: Layout, sa: list[int], lb: Layout, sb: list[int]) -> Layout:
-    rank = max(len(la), len(lb))
-    la, sa = [None] * (rank - len(la)) + la, [1] * (rank - len(sa)) + sa
-    lb, sb = [None] * (rank - len(lb)) + lb, [1] * (rank - len(sb)) + sb
+def _batch(ctx: Context, a: Side, b: Side) -> Layout:
     result: Layout = []
-    for x, n, y, m in zip(la, sa, lb, sb, strict=True):
+    for x, n, y, m in zip(*_padded(a, b), strict=True):
         if n == 1 or m == 1:
             result.append(y if n == 1 else x)
         else:
@@ -77,80 +97,45 @@ def _batch(ctx: Context, la: Layout, sa: list[int], lb: Layout, sb: list[int]) -
     return result
 
 
-def _hints(
-    ctx: Context,
-    node: ir.Node,
-    a: ir.Value,
-    b: ir.Value,
-    batch: Layout,
-    contraction: Term | None,
-    columns: Term | None,
-) -> None:
+def _hints(ctx: Context, a: Side, b: Side, batch: Layout) -> None:
     """A product of two activations is attention: name its heads and head dimensions."""
-    for index, (value, transposed) in enumerate(((a, _flag(node, "transA")), (b, not _flag(node, "transB")))):
-        rank = len(ctx.layout(value))
-        ctx.contracts(node, index, 0 if rank == 1 else rank - 2 if transposed else rank - 1)
-    constant = ctx.is_constant(a) or ctx.is_constant(b)
+    constant = ctx.is_constant(a.value) or ctx.is_constant(b.value)
     for term in batch[1:] if len(batch) > 1 and not constant else batch:
         if term is not None:
             ctx.axes.hint(term, "expert" if constant else "head")
-    for term in () if constant else (contraction, columns):
+    for term in () if constant else (a.layout[-1], b.layout[-1]):
         if term is not None:
             ctx.axes.hint(term, "head_dim")
+
+
+def _cost(ctx: Context, node: ir.Node, a: Side, b: Side, batch: Layout, masked: bool) -> None:
+    _, sa, _, sb = _padded(a, b)
+    leading = [max(x, y) for x, y in zip(sa, sb, strict=True)]
+    terms: list[Term | int | None] = [*batch, a.layout[-2], b.layout[-1], a.layout[-1]]
+    weight_left = ctx.is_constant(a.value) and not ctx.is_constant(b.value)
+    dense = weight_left or ctx.is_constant(b.value)
+    data = b if weight_left else a
+    axis = data.axes[0] if weight_left else data.axes[1]
+    outputs = a.layout[-2] if weight_left else b.layout[-1]
+    ctx.cost(
+        node,
+        terms,
+        [*leading, a.shape[-2], b.shape[-1], a.shape[-1]],
+        inputs=a.layout[-1] if dense else None,
+        outputs=outputs if dense else None,
+        positions=volume(leading) * (b.shape[-1] if weight_left else a.shape[-2]),
+        mask=(data.index, axis) if masked and axis is not None else None,
+    )
 
 
 @rule("Gemm", "com.microsoft::FusedGemm")
 def gemm(ctx: Context, node: ir.Node) -> None:
     """``A[M, K] @ B[K, N] + C``, either side transposed."""
-    a, b = ctx.operand(node, 0), ctx.operand(node, 1)
-    la, sa, lb, sb = list(ctx.layout(a)), list(ctx.shape(a)), list(ctx.layout(b)), list(ctx.shape(b))
-    if _flag(node, "transA"):
-        la, sa = la[::-1], sa[::-1]
-    if _flag(node, "transB"):
-        lb, sb = lb[::-1], sb[::-1]
-    ctx.tie(la[1], lb[0], "multiplied with an axis of the data")
-    layout: Layout = [la[0], lb[1]]
+    matrix_product(ctx, node, 0, 1, masked=True)
+    layout = ctx.layout(node.outputs[0])
     if ctx.has(node, 2):
         bias = ctx.operand(node, 2)
-        lc, sc = list(ctx.layout(bias)), list(ctx.shape(bias))
-        lc, sc = [None] * (2 - len(lc)) + lc, [1] * (2 - len(sc)) + sc
-        for axis in (0, 1):
-            if sc[axis] > 1:
-                ctx.tie(layout[axis], lc[axis])
-    ctx.set(node.outputs[0], layout)
-    ctx.cost(
-        node,
-        (la[0], lb[1], la[1]),
-        (sa[0], sb[1], sa[1]),
-        inputs=la[1],
-        outputs=lb[1],
-        positions=sa[0],
-        mask=(0, 0 if _flag(node, "transA") else 1),
-    )
-
-
-@rule("Einsum")
-def einsum(ctx: Context, node: ir.Node) -> None:
-    """Axes with the same letter are the same axis."""
-    equation = node.attributes["equation"].as_string().replace(" ", "")
-    inputs = [v for v in node.inputs if v is not None]
-    if "..." in equation:
-        for value in inputs:
-            ctx.freeze_all(value, "Einsum with an ellipsis")
-        ctx.set(node.outputs[0], [None] * len(ctx.shape(node.outputs[0])))
-        return
-    left, _, right = equation.partition("->")
-    letters: dict[str, Term | None] = {}
-    sizes: dict[str, int] = {}
-    for subscripts, value in zip(left.split(","), inputs, strict=True):
-        for letter, term, size in zip(subscripts, ctx.layout(value), ctx.shape(value), strict=True):
-            if letter in letters and size > 1 and sizes[letter] > 1:
-                ctx.tie(letters[letter], term)
-            if letter not in letters or sizes[letter] == 1:
-                letters[letter], sizes[letter] = term, size
-    if "->" not in equation:
-        right = "".join(sorted(x for x in set(left) - {","} if left.count(x) == 1))
-    ctx.set(node.outputs[0], [letters[x] for x in right])
-    if len(inputs) == 1:
-        return
-    ctx.cost(node, [letters[x] for x in sizes], [sizes[x] for x in sizes])
+        terms, sizes = ctx.layout(bias), ctx.shape(bias)
+        for axis, (term, size) in enumerate(zip(terms, sizes, strict=True), start=2 - len(sizes)):
+            if size > 1:
+                ctx.tie(layout[axis], term)

@@ -22,7 +22,11 @@ def transpose(ctx: Context, node: ir.Node) -> None:
 @rule("Concat")
 def concat(ctx: Context, node: ir.Node) -> None:
     """One axis is the concatenation; the others are tied."""
-    values = [v for v in node.inputs if v is not None]
+    join(ctx, node, [v for v in node.inputs if v is not None])
+
+
+def join(ctx: Context, node: ir.Node, values: list[ir.Value]) -> None:
+    """Concatenate values along the node's axis."""
     rank = len(ctx.shape(values[0]))
     join = node.attributes["axis"].as_int() % rank
     result: Layout = []
