@@ -81,7 +81,7 @@ class Healer:
         return share if share >= LEAST_SECONDS else None
 
     def can_wait(self, progress: Progress, metric: float) -> bool:
-        """Whether a model over the guard may be cut on, because training in the last cycle can bring it back."""
+        """Whether a model over the guard may be cut on: training in the last cycle can bring it back."""
         if not self._gradient:
             return False
         time_left = self.spec.epochs is not None or self._left(progress) * LAST >= LEAST_SECONDS
