@@ -101,6 +101,8 @@ def session(model: Path, threads: int = 2) -> Any:
 def outputs(model: Path, inputs: Mapping[str, NDArray[Any]], batch: int = 50) -> NDArray[Any]:
     """The first output for all samples, in order."""
     runner = session(model)
+    fixed = runner.get_inputs()[0].shape[0]  # some targets take one sample a call
+    batch = fixed if isinstance(fixed, int) and fixed > 0 else batch
     count = len(next(iter(inputs.values())))
     parts = [
         runner.run(None, {k: v[i : i + batch] for k, v in inputs.items()})[0] for i in range(0, count, batch)
