@@ -48,7 +48,7 @@ test: debian ## build the wheel, install it in an environment of its own, run th
 	rm -rf build dist
 	$(WHEEL_ENV)/bin/python -m pip wheel -qq --no-deps --wheel-dir dist .
 	rm -rf build
-	$(WHEEL_ENV)/bin/python -m pip install -qq "$$(echo dist/condensec-*.whl)[dev]"
+	$(WHEEL_ENV)/bin/python -m pip install -qq "$$(echo dist/condensec-*.whl)[dev]" --requirement examples/requirements.txt
 	$(WHEEL_ENV)/bin/python -m pip install -qq --no-deps --force-reinstall dist/condensec-*.whl
 	$(WHEEL_ENV)/bin/pytest $(ARGS)
 
