@@ -163,7 +163,7 @@ def check_gradients(written: list[Written], folder: Path) -> dict[str, dict[str,
 
     requests, answers = folder / "requests.json", folder / "answers.json"
     requests.write_text(json.dumps([w.request for w in written]))
-    boot = _BOOT.split("from heal_worker.main")[0] + _CHECK
+    boot = _BOOT + "\n" + _CHECK
     worker = Path(client.__file__).parent / "worker"
     subprocess.run(
         [str(environment.ensure()), "-I", "-c", boot, str(worker), str(requests), str(answers)],

@@ -19,17 +19,16 @@ from condensec.errors import HealError
 Event = Mapping[str, Any]
 
 # Loads the worker's folder as a package of its own name, without putting any folder on sys.path.
-_BOOT = """
-import importlib.util, sys
-folder = sys.argv[1]
-spec = importlib.util.spec_from_file_location(
-    "heal_worker", folder + "/__init__.py", submodule_search_locations=[folder])
-module = importlib.util.module_from_spec(spec)
-sys.modules["heal_worker"] = module
-spec.loader.exec_module(module)
-from heal_worker.main import main
-sys.exit(main(sys.argv[2:]))
-"""
+_BOOT = "; ".join(
+    (
+        "import importlib.util as u, sys",
+        "s = u.spec_from_file_location('heal_worker', sys.argv[1] + '/__init__.py', "
+        "submodule_search_locations=[sys.argv[1]])",
+        "sys.modules['heal_worker'] = m = u.module_from_spec(s)",
+        "s.loader.exec_module(m)",
+    )
+)
+_MAIN = "; from heal_worker.main import main; sys.exit(main(sys.argv[2:]))"
 _LAST_LINES = 12
 
 
@@ -49,7 +48,7 @@ class Worker:
         folder = Path(__file__).parent / "worker"
         try:
             self.process = subprocess.Popen(
-                [str(python), "-I", "-u", "-c", _BOOT, str(folder), *arguments],
+                [str(python), "-I", "-u", "-c", _BOOT + _MAIN, str(folder), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

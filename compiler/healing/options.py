@@ -16,7 +16,7 @@ class HealOptions:
     """Settings of healing by training.
 
     Attributes:
-        epochs: passes over the training samples; None where `minutes` is the budget.
+        epochs: passes over the training samples; 3 if there is no budget at all.
         minutes: wall time of the training itself, validation included; None where `epochs` is the budget.
         batch: samples a step; a model of fixed batch size takes its own.
         lr: peak step size, relative to each weight's own root mean square (0.002 = 0.2% a step).
@@ -32,7 +32,7 @@ class HealOptions:
         stall: seconds without a sign of life after which the worker is taken for hung.
     """
 
-    epochs: float | None = 3.0
+    epochs: float | None = None
     minutes: float | None = None
     batch: int = 64
     lr: float = 2e-3
@@ -48,8 +48,10 @@ class HealOptions:
     stall: float = 600.0
 
     def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.minutes is None):
+        if self.epochs is not None and self.minutes is not None:
             raise ConfigError("healing takes either epochs or minutes")
+        if self.epochs is None and self.minutes is None:
+            object.__setattr__(self, "epochs", 3.0)
         for name in ("epochs", "minutes", "batch", "lr", "temperature", "jobs", "stall"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -132,6 +132,8 @@ def select(graph: Graph, wanted: list[str], barriers: dict[str, str], losses: li
             inputs = set(reads(proto))
             seen.update(inputs)
             barrier = barriers.get(proto.output[0])
+            if barrier is None and not any(name and graph.is_float(name) for name in proto.output):
+                barrier = f"{proto.op_type} has no gradient"  # what it gives is an index or a condition
             if reached.intersection(proto.output) and barrier is None:
                 reached.update(inputs)
             else:
