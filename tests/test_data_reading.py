@@ -217,6 +217,25 @@ def test_object_arrays_are_never_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_files_are_refused_or_read_never_worse(tmp_path: Path, save: Any) -> None:
+    save(tmp_path / "d.npz", **images())
+    whole = (tmp_path / "d.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    refusals = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 5)):
+            damaged[place] = rng.integers(0, 256)
+        (tmp_path / "d.npz").write_bytes(damaged)
+        try:
+            data.load(tmp_path / "d.npz", IMAGES)
+        except DataError as error:
+            refusals += 1
+            assert "\n" not in str(error)  # noqa: PT017
+    assert refusals > 100
+
+
 def test_names_that_do_not_fit() -> None:
     refused({"y": images()["x"]}, "no array for input 'x'", "found: y")
     refused({}, "'x'", "nothing")

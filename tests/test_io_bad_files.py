@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from models import mlp, save
+from models import mlp, save, transformer_encoder
 from onnx import TensorProto, helper, numpy_helper
 
 from condensec import io
@@ -64,6 +64,24 @@ def test_truncated_at_every_length(tmp_path: Path) -> None:
     for length in [*range(0, len(whole) - last_fields, 7), len(whole) - last_fields]:
         path.write_bytes(whole[:length])
         refused(path)
+
+
+def test_damaged_files_are_refused_or_read_never_worse(tmp_path: Path) -> None:
+    whole = transformer_encoder().SerializeToString()
+    path = tmp_path / "damaged.onnx"
+    rng = np.random.default_rng(0)
+    refusals = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, 2500, rng.integers(1, 5)):  # the nodes come first, the weights later
+            damaged[place] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            io.signature(io.load(path))
+        except ModelError as error:
+            refusals += 1
+            assert "\n" not in str(error)  # noqa: PT017
+    assert refusals > 50
 
 
 def test_unknown_domain_names_the_node(tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ else:
 ROOT = Path(__file__).parent.parent
 ROOMS = {"compiler": "condensec", "passes": "condensec.passes", "hardware": "condensec.hardware"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-UPSTAIRS = ("condensec.pipeline", "condensec.stages", "condensec.api", "condensec.cli", "condensec.commands")
+UPSTAIRS = (
+    "condensec.pipeline",
+    "condensec.stages",
+    "condensec.api",
+    "condensec.cli",
+    "condensec.commands",
+    "condensec.__main__",
+)
 
 
 def sources() -> Iterator[tuple[str, Path]]:

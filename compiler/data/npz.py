@@ -30,12 +30,16 @@ def read_npz(path: Path) -> dict[str, Array]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
+            members = [info for info in archive.infolist() if not info.filename.endswith("/")]
             return {info.filename.removesuffix(".npy"): _read_member(archive, info, path) for info in members}
     except zipfile.BadZipFile as error:
         raise DataError(f"{path} is no .npz file, or is cut off: {error}", hint="write it again") from error
-    except (OSError, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise DataError(f"can't read {path}: {error}", hint="write it again with numpy.savez") from error
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive raises anything
+        raise DataError(
+            f"can't read {path}: {_told(error)}", hint="write it again with numpy.savez"
+        ) from error
 
 
 def read_npy(path: Path) -> Array:
@@ -77,13 +81,15 @@ def _map(file: IO[bytes], path: Path, start: int, end: int, name: str) -> Array 
             file.seek(start)
             return None
         shape, fortran, dtype = reader(file)
-    except ValueError as error:
-        raise DataError(f"{name} is no numpy array: {error}") from error
+    except Exception as error:  # numpy parses the header as Python: a damaged one raises anything
+        raise DataError(f"{name} is no numpy array: {_told(error)}", hint="write it again") from error
     _refuse_objects(dtype, name)
     offset = file.tell()
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if offset + size > end:
-        raise DataError(f"{name} is cut off: {size} bytes stated, {end - offset} there")
+        raise DataError(
+            f"{name} is cut off: {size} bytes stated, {end - offset} there", hint="write it again"
+        )
     if size == 0:
         return np.empty(shape, dtype)
     mapped = np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
@@ -94,10 +100,12 @@ def _read(file: IO[bytes], name: str) -> Array:
     """Read an .npy from a stream into memory."""
     try:
         array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    except ValueError as error:
+    except (OSError, zlib.error, EOFError, zipfile.BadZipFile):
+        raise
+    except Exception as error:  # as in `_map`
         if "allow_pickle" in str(error) or "Object arrays" in str(error):
             _refuse_objects(np.dtype(object), name)
-        raise DataError(f"{name} is no numpy array: {error}") from error
+        raise DataError(f"{name} is no numpy array: {_told(error)}", hint="write it again") from error
     return array
 
 
@@ -107,3 +115,7 @@ def _refuse_objects(dtype: np.dtype[Any], name: str) -> None:
             f"{name} holds Python objects, which are never unpickled",
             hint="save it as an array of numbers (all samples of one shape)",
         )
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
