@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from condensec.config import Config, check_output
@@ -46,6 +47,9 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     means = steps.run("sensitivity", _means, work, budgets, steps)
     checkpoints = Checkpoints(Path(config.output) / "state", _key(work))
     progress = _start(config, checkpoints)
+    if not progress.cycles:
+        gains = steps.run("budget", finish.emission_gain, work, models, budgets)
+        progress = replace(progress, correction=gains)
     if config.dry_run:
         return summary.dry_run(work, means, progress, steps)
     staging = checkpoints.folder / "staging"

@@ -90,7 +90,7 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
         metric_healed=healed.metric,
         accepted=safe or later,
         seconds=round(time.monotonic() - start, 3),
-        latency=means.budgets.latency_share(choice),
+        latency=means.budgets.latency_share(choice, progress.correction),
         healed_how=healed.how,
         note=healed.note if safe else _note(job, healed, later=later),
     )
@@ -229,7 +229,7 @@ def corrected(
             for group in job.analysis.groups:
                 widths.set(group, progress.safe.counts.get(group.id, group.size))
             predicted = float(widths.totals[0]) / limit.dense
-            correction[limit.key] = max(comparison.ratio / predicted, correction.get(limit.key, 1.0))
+            correction[limit.key] = comparison.ratio / predicted
             missed = True
     if not missed:
         return None

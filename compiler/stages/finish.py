@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,16 +145,41 @@ def _measured(
     job: Job, target: Target, artifact: emit.Artifact, models: Mapping[str, LatencyModel]
 ) -> Emitted:
     test = job.data.splits.test
-    reference = Session(job.loaded.path, threads=job.config.jobs).run_samples(test)
-    metric = job.evaluate(artifact.path, test, reference)
+    metric = job.evaluate(artifact.path, test, job.original_outputs(test))
+    comparison, predicted = _timed(job, target, artifact.path, models)
+    return Emitted(artifact, comparison, predicted, metric)
+
+
+def _timed(
+    job: Job, target: Target, path: Path, models: Mapping[str, LatencyModel]
+) -> tuple[bench.Comparison | None, tuple[float, float] | None]:
+    """A graph beside the original: measured where the target is this machine, else predicted in seconds."""
+    feeds = feeds_of(job, 1)
     if target.how_verified() == "measured":
-        comparison = bench.compare(job.loaded.path, artifact.path, feeds_of(job, 1))
-        return Emitted(artifact, comparison, None, metric)
+        return bench.compare(job.loaded.path, path, feeds), None
     model = models[target.name]
-    shapes = {name: array.shape for name, array in feeds_of(job, 1).items()}
-    return Emitted(
-        artifact, None, (model.predict(job.loaded.path, shapes), model.predict(artifact.path, shapes)), metric
-    )
+    shapes = {name: array.shape for name, array in feeds.items()}
+    return None, (model.predict(job.loaded.path, shapes), model.predict(path, shapes))
+
+
+def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets) -> dict[str, float]:
+    """What emission alone makes of the latency, uncut: share by limit.
+
+    Fusing and quantizing may go a good part of the way; only the rest has to be cut.
+    """
+    gains: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="condensec-emit-") as name:
+        for limit in budgets.limits:
+            target = next((t for t in job.targets if t.name == limit.target), None)
+            if target is None:
+                continue
+            artifact = _emit(job, target, job.analysis.model, Path(name) / target.name)
+            comparison, predicted = _timed(job, target, artifact.path, models)
+            if comparison is not None:
+                gains[limit.key] = comparison.ratio
+            elif predicted is not None and predicted[0] > 0:
+                gains[limit.key] = predicted[1] / predicted[0]
+    return gains
 
 
 def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:

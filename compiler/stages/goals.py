@@ -55,11 +55,11 @@ class Budgets:
         """Goals for the optimiser; ``correction`` is measured over predicted share, by limit."""
         return [Goal(x.key, x.cost, x.limit / correction.get(x.key, 1.0)) for x in self.limits]
 
-    def latency_share(self, choice: Choice) -> float | None:
+    def latency_share(self, choice: Choice, correction: Mapping[str, float]) -> float | None:
         """Predicted share of the first target's latency that is left."""
         for limit, total in zip(self.limits, choice.totals, strict=True):
             if limit.target:
-                return total / limit.dense if limit.dense else None
+                return total / limit.dense * correction.get(limit.key, 1.0) if limit.dense else None
         return None
 
 

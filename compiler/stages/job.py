@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,14 @@ class Job:
     analysis: Analysis
     baseline: float
     reference: Outputs
+    _outputs: dict[int, Outputs] = field(default_factory=dict, repr=False)
+
+    def original_outputs(self, samples: Samples) -> Outputs:
+        """The original's outputs on some samples; computed once for each split."""
+        if id(samples) not in self._outputs:
+            session = Session(self.loaded.path, threads=self.config.jobs)
+            self._outputs[id(samples)] = session.run_samples(samples)
+        return self._outputs[id(samples)]
 
     @property
     def sha256(self) -> str:

@@ -66,8 +66,10 @@ def model_info(job: Job) -> ModelInfo:
 def metric_on_test(job: Job, model: ir.Model | Path) -> MetricValue:
     """The metric on samples that nothing else has seen, with its 95% interval."""
     test, metric = job.data.splits.test, job.data.metric
-    reference = Session(job.loaded.path, threads=job.config.jobs).run_samples(test)
-    outputs = Session(model, threads=job.config.jobs).run_samples(test)
+    reference = job.original_outputs(test)
+    outputs = (
+        reference if model == job.loaded.path else Session(model, threads=job.config.jobs).run_samples(test)
+    )
     scores = metric.per_sample(outputs, test, reference)
     value = metric.value(outputs, test, reference)
     return MetricValue(
@@ -285,7 +287,7 @@ def conclude(
 
 def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     """What would be cut, without healing or writing anything: figures are planned, not measured."""
-    choice = choose(job.analysis, means.sensitivity, means.budgets.goals({}), means.grid)
+    choice = choose(job.analysis, means.sensitivity, means.budgets.goals(progress.correction), means.grid)
     counts = means.uniform() if job.config.keep is not None else dict(choice.counts)
     units = means.units(job, counts)
     cut = prune(job.analysis, units, sha256=job.sha256)
