@@ -17,7 +17,8 @@ from condensec.runner import Session
 
 Array = npt.NDArray[Any]
 RATIOS = (0.75, 0.5, 0.25)  # kept shares measured by default; in between, curves are interpolated
-MACS_PER_SECOND = 1e10  # a cautious figure for one or two cores
+MACS_PER_SECOND = 4e9  # a cautious figure for one or two cores and a graph whose masks hinder fusion
+MOST = 256  # samples; more change the curves little
 Progress = Callable[[str, float], None]
 
 
@@ -88,7 +89,8 @@ def measure(
     graph = build(analysis)
     session = Session(graph.model, threads=threads)
     whole = graph.masks(analysis.kept({}))
-    samples = samples.first(affordable(analysis.macs(), len(analysis.groups) * len(ratios), seconds))
+    runs = len(analysis.groups) * len(ratios)
+    samples = samples.first(min(MOST, affordable(analysis.macs(), runs, seconds)))
     reference = run(session, samples, whole)
     curves: dict[str, Curve] = {}
     for number, group in enumerate(analysis.groups):

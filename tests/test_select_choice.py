@@ -187,7 +187,7 @@ def test_a_head_carries_its_dimensions() -> None:
 
 
 def test_sample_counts_depend_on_the_model_alone() -> None:
-    assert affordable(10**9, 10, 20.0) == 20
+    assert affordable(10**8, 10, 20.0) == 80
     assert affordable(10**15, 10, 20.0) == 16
     assert affordable(0, 0, 1.0) > 10**6
 

@@ -25,7 +25,7 @@ from condensec.runner import Session
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 SYNTHETIC_SAMPLES = 96
-GUARD_SECONDS = 10.0  # the guard is judged several times a run: fewer samples where the model is large
+GUARD_SECONDS = 20.0  # the guard is judged several times a run: fewer samples where the model is large
 LEAST_GUARD = 256
 
 
