@@ -77,6 +77,12 @@ class Isolated:
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:32]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of what it reads and (as float32) writes."""
+        written = sum(int(np.prod(shape)) for shape in self.outputs)
+        return sum(a.array.nbytes for a in self.arguments.values()) + 4 * written
+
     def model(self, copies: int = 1) -> onnx.ModelProto:
         """A model of this one node; activations are its inputs, weights its initializers.
 

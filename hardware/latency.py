@@ -2,8 +2,10 @@
 
 `latency_model` gives the model for a target. All share one idea: a graph's time is the sum of its nodes' in
 the form the runtime runs them. On a machine that can be measured the nodes' times come from a table of
-isolated nodes (`condensec.hardware.table`), calibrated so that the dense sum equals the dense measurement;
-elsewhere from formulas (`condensec.hardware.analytic`).
+isolated nodes (`condensec.hardware.table`), calibrated so that the dense sum equals the dense measurement:
+alone, a node finds its data in the cache, within a model it doesn't, so what is missing is charged to the
+bytes a node touches, anything else to all nodes alike. Elsewhere they come from formulas
+(`condensec.hardware.analytic`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from condensec.hardware.nodecost import NodeCost, cost_of, nearest_weighted
 from condensec.hardware.protocol import Protocol as Measuring
 from condensec.hardware.table import LatencyTable
 from condensec.hardware.target import Target
-from condensec.hardware.widths import WidthTimes
+from condensec.hardware.widths import Fused, WidthTimes, fused_into
 from condensec.serialized import to_proto
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ __all__ = ["LatencyModel", "LatencyTable", "NodeCost", "latency_model", "node_ti
 Shapes = Mapping[str, tuple[int, ...]]
 _DENSE = Measuring(pairs=30, min_seconds=0.5, max_seconds=5.0)
 # suffixes onnxruntime's fusions append to names: "_nchwc" to an output's, the other to a node's
+_SLOWEST_BYTE = 2e-10  # 5 GB/s: what is missing beyond that isn't a matter of memory
 _SUFFIXES = ("_nchwc", "/MatMulAddFusion")
 
 
@@ -94,6 +97,8 @@ class _GraphModel:
     """What both kinds of model share: a dense graph, its parts, and what follows each weighted node."""
 
     level: bool | str = True
+    scale = 1.0  # factor of every time
+    byte_seconds = 0.0  # and what a byte costs on top
 
     def __init__(self, target: Target, model: ModelSource, shapes: Shapes | None) -> None:
         self.target, self.shapes = target, shapes
@@ -112,10 +117,16 @@ class _GraphModel:
     def _own_seconds(self, cost: NodeCost, dense: NodeCost, node: Isolated) -> float:
         raise NotImplementedError
 
-    def _settle(self, scale: float | None) -> None:
-        """Sum up the dense graph; ``scale`` overrides the calibration factor."""
-        times = self._times([part.isolated for part in self._parts])
-        self.scale = 1.0 if scale is None else scale
+    def _settle(self, measured: float | None = None) -> None:
+        """Sum up the dense graph, and calibrate so that the sum is what was measured, if anything was."""
+        nodes = [part.isolated for part in self._parts]
+        times = self._times(nodes)
+        if measured is not None:
+            loaded = sum(node.bytes for node in nodes)
+            missing = max(0.0, measured - sum(times))
+            self.byte_seconds = min(missing / max(1, loaded), _SLOWEST_BYTE)
+            times = [t + self.byte_seconds * node.bytes for t, node in zip(times, nodes, strict=True)]
+            self.scale = measured / max(sum(times), 1e-9)
         self.dense_seconds = self.scale * sum(times)
         self._following: dict[str, float] = {}
         for part, seconds in zip(self._parts, times, strict=True):
@@ -126,7 +137,9 @@ class _GraphModel:
     def predict(self, model: ModelSource, shapes: Shapes | None = None) -> float:
         """Seconds one run of this graph takes."""
         feeds = bench.make_feeds(model, shapes or self.shapes, strict=False)
-        return self.scale * sum(self._times(isolate(optimized(model, self.level), feeds)))
+        nodes = isolate(optimized(model, self.level), feeds)
+        loaded = sum(node.bytes for node in nodes)
+        return self.scale * (sum(self._times(nodes)) + self.byte_seconds * loaded)
 
     def node_seconds(self, cost: NodeCost) -> float:
         """Seconds of one weighted node at these widths, with what follows it and is as wide."""
@@ -135,6 +148,8 @@ class _GraphModel:
             return self.scale * cost.macs * self._rate(cost.op)
         dense, node = known
         own = self._own_seconds(cost, dense, node)
+        weights = cost.in_channels * cost.out_channels * cost.kernel_elems / max(1, cost.groups)
+        own += self.byte_seconds * 4 * (weights + cost.positions * (cost.in_channels + cost.out_channels))
         follows = self._following.get(cost.name, 0.0) * cost.out_channels / max(1, dense.out_channels)
         return self.scale * (own + follows)
 
@@ -176,10 +191,7 @@ class TableModel(_GraphModel):
         self.verified = "measured" if target.isa == isa.detect() else "modelled"
         self._widths: dict[str, WidthTimes] = {}
         measured = bench.measure(model, self._feeds, protocol=_DENSE)
-        self._settle(None)
-        self.measured_seconds = measured.cpu.median if self.table.threads == 1 else measured.wall.median
-        self.scale = self.measured_seconds / max(self.dense_seconds, 1e-9)
-        self.dense_seconds = self.measured_seconds
+        self._settle(measured.cpu.min if self.table.threads == 1 else measured.wall.min)
 
     def _times(self, nodes: Sequence[Isolated]) -> list[float]:
         times = self.table.times(nodes)
@@ -191,7 +203,10 @@ class TableModel(_GraphModel):
         if widths is None:
             hard = self.target.alignment(dense.kind)
             block = self.target.grid if dense.kind != "matmul" else 1
-            widths = self._widths[cost.name] = WidthTimes(node, dense, self.table, hard, block)
+            fused = next(
+                (fused_into(p.isolated) for p in self._parts if p.own and p.owner == cost.name), Fused()
+            )
+            widths = self._widths[cost.name] = WidthTimes(node, dense, self.table, hard, block, fused)
         return widths.at(cost)
 
 
@@ -204,7 +219,7 @@ class AnalyticModel(_GraphModel):
         super().__init__(target, model, shapes)
         self.verified = target.verified
         self._formula = analytic.formula(target)
-        self._settle(None)
+        self._settle()
 
     def _times(self, nodes: Sequence[Isolated]) -> list[float]:
         return [self._formula.seconds(node, cost_of(node)) for node in nodes]

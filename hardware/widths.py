@@ -26,6 +26,30 @@ _SHARES = (0.25, 0.5, 0.75)
 _LAYOUT = frozenset({"ReorderInput", "ReorderOutput"})
 
 
+@dataclass(frozen=True)
+class Fused:
+    """What onnxruntime fused into a convolution; it's part of the node's time.
+
+    Attributes:
+        activation: operator, or empty.
+        parameters: of the activation: bounds of Clip, alpha and beta of HardSigmoid.
+        summed: whether a residual is added.
+    """
+
+    activation: str = ""
+    parameters: tuple[float, ...] = ()
+    summed: bool = False
+
+
+def fused_into(node: Isolated) -> Fused:
+    """What is fused into a node of an optimised graph."""
+    given = attributes(node.node)
+    activation = given.get("activation", b"")
+    name = activation.decode() if isinstance(activation, bytes) else str(activation)
+    parameters = tuple(float(p) for p in given.get("activation_params", ()))
+    return Fused(name, parameters, "Conv" in node.node.op_type and len(node.node.input) > 3)
+
+
 @dataclass
 class WidthTimes:
     """Seconds of one node at any widths, uncalibrated.
@@ -36,6 +60,7 @@ class WidthTimes:
         table: measures and remembers.
         hard: channel multiple that keeps the runtime's fast path.
         block: channels the runtime works on at once; counts between are as slow as the next multiple.
+        fused: what the runtime fuses into the node.
     """
 
     node: Isolated
@@ -43,6 +68,7 @@ class WidthTimes:
     table: LatencyTable
     hard: int
     block: int
+    fused: Fused = Fused()
     _grid: np.ndarray | None = field(default=None, repr=False)
     _cliff: float | None = field(default=None, repr=False)
     _dense_seconds: float | None = field(default=None, repr=False)
@@ -68,7 +94,9 @@ class WidthTimes:
         grouped = full.kind == "conv" and full.groups > 1
         if not full.in_channels or grouped or "Transpose" in full.op:
             return self.dense_seconds * cost.macs / full.macs
-        seconds = self._interpolate(self._rounded(cost.in_channels), self._rounded(cost.out_channels))
+        ins = self._rounded(cost.in_channels, full.in_channels)
+        outs = self._rounded(cost.out_channels, full.out_channels)
+        seconds = self._interpolate(ins, outs)
         if self._aligned(cost) or not self._aligned(full):
             return seconds
         return seconds * self.cliff
@@ -86,8 +114,10 @@ class WidthTimes:
         first = cost.in_channels == self.dense.in_channels < self.hard
         return cost.out_channels % self.hard == 0 and (first or cost.in_channels % self.hard == 0)
 
-    def _rounded(self, channels: int) -> int:
-        return channels if self.dense.kind == "matmul" else -(-channels // self.block) * self.block
+    def _rounded(self, channels: int, size: int) -> int:
+        if self.dense.kind == "matmul":
+            return channels
+        return min(-(-channels // self.block) * self.block, size)
 
     def _interpolate(self, ins: int, outs: int) -> float:
         if self._grid is None:
@@ -102,7 +132,7 @@ class WidthTimes:
     def _measure(self, points: Sequence[tuple[int, int]]) -> list[float]:
         seconds = []
         for ins, outs in points:
-            parts = _parts(self.node, self.dense, ins, outs)
+            parts = _parts(self.node, self.dense, self.fused, ins, outs)
             seconds.append(sum(self.table.times(parts)))
         self.table.save()
         return seconds
@@ -127,13 +157,42 @@ def _between(xs: Sequence[int], ys: Sequence[float] | np.ndarray, x: float) -> f
     return float(ys[i] + t * (ys[i + 1] - ys[i]))
 
 
-def _parts(node: Isolated, dense: NodeCost, ins: int, outs: int) -> list[Isolated]:
+def _parts(node: Isolated, dense: NodeCost, fused: Fused, ins: int, outs: int) -> list[Isolated]:
     """The node at other widths, as onnxruntime would run it inside a larger graph."""
     changed = _resized(node, dense, ins, outs)
-    graph: onnx.ModelProto = optimized(changed.model())
-    found = isolate(graph, changed.feeds())
+    model, feeds = changed.model(), changed.feeds()
+    _append(model, fused, (node.outputs[0][0], outs, *node.outputs[0][2:]), feeds)
+    found = isolate(optimized(model), feeds)
     # inside a network, neighbours share the layout: changing it is no part of an aligned node's time
     return [part for part in found if part.node.op_type not in _LAYOUT]
+
+
+def _append(
+    model: onnx.ModelProto, fused: Fused, shape: tuple[int, ...], feeds: dict[str, np.ndarray]
+) -> None:
+    """Put after the node what onnxruntime will fuse into it, in place."""
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    value = graph.output[0].name
+    if fused.summed:
+        feeds["residual"] = _values(shape, np.dtype(np.float32))
+        graph.input.append(helper.make_tensor_value_info("residual", 1, shape))
+        graph.node.append(helper.make_node("Add", [value, "residual"], ["summed"], name="sum"))
+        value = "summed"
+    if fused.activation == "Clip" and opset >= 11:
+        for name, number in zip(("low", "high"), fused.parameters, strict=False):
+            graph.initializer.append(numpy_helper.from_array(np.array(number, np.float32), name))
+        graph.node.append(helper.make_node("Clip", [value, "low", "high"], ["acted"], name="act"))
+    elif fused.activation:
+        names = {"Clip": ("min", "max")}.get(fused.activation, ("alpha", "beta"))
+        act = helper.make_node(fused.activation, [value], ["acted"], name="act")
+        for name, number in zip(names, fused.parameters, strict=False):
+            act.attribute.append(helper.make_attribute(name, number))
+        graph.node.append(act)
+    if fused.activation or fused.summed:
+        graph.output[0].name = "acted" if fused.activation else "summed"
 
 
 def _resized(node: Isolated, dense: NodeCost, ins: int, outs: int) -> Isolated:
