@@ -37,9 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _signals(screen):
             return _run(given)
     except KeyboardInterrupt:
-        return screen.fail(Interrupted("interrupted", hint=console.RESUME_HINT))
+        return screen.interrupted()
     except CondensecError as error:
-        return screen.fail(_asked(screen, error))
+        # native code turns Ctrl-C into errors of its own
+        lost = isinstance(error, Interrupted) and not screen.resume_hint
+        asked = screen.stopping and not isinstance(error, Interrupted)
+        return screen.interrupted() if asked or lost else screen.fail(error)
     except MemoryError:
         return screen.fail(CondensecError("out of memory", hint="use less --data, or fewer --jobs"))
     except SystemExit as end:  # from completion scripts
@@ -87,11 +90,9 @@ def _other(screen: console.Console, error: Exception) -> int:
     """Wrong usage (typer's errors) is code 2, an unusable file or full disk code 1, the rest our fault."""
     import typer
 
-    if screen.stopping:
-        return screen.fail(_asked(screen, CondensecError(str(error))))
+    if screen.stopping or isinstance(error, typer.Abort):
+        return screen.interrupted()
     usage = typer.BadParameter.__mro__[2]  # ClickException, wherever typer has its click from
-    if isinstance(error, typer.Abort):
-        return screen.fail(Interrupted("interrupted", hint=console.RESUME_HINT))
     if isinstance(error, usage):
         message = console.one_line(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
         return screen.fail(ConfigError(message[:1].lower() + message[1:], hint=_help_hint(error)))
@@ -104,13 +105,6 @@ def _help_hint(error: Exception) -> str:
     context: typer.Context | None = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "condensec"
     return f"see {path.removesuffix(' compress')} --help"
-
-
-def _asked(screen: console.Console, error: CondensecError) -> CondensecError:
-    """A failure after Ctrl-C is that Ctrl-C: native code turns it into errors of its own."""
-    if screen.stopping and not isinstance(error, Interrupted):
-        return Interrupted("interrupted", hint=console.RESUME_HINT)
-    return error
 
 
 @contextlib.contextmanager

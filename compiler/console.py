@@ -24,12 +24,14 @@ class Console:
         quiet: no progress.
         verbose: 1 = log of what is done, 2 = everything, and tracebacks.
         stopping: Ctrl-C or SIGTERM came.
+        resume_hint: how what runs can go on after an interruption; empty = not at all.
     """
 
     json: bool = False
     quiet: bool = False
     verbose: int = 0
     stopping: bool = False
+    resume_hint: str = ""
 
     def result(self, text: str, document: Any = None) -> None:
         """The command's result: the document under ``--json``, otherwise the text."""
@@ -61,6 +63,10 @@ class Console:
         _write(sys.stderr, f"condensec: {line}\n")
         self._trace(error)
         return error.exit_code
+
+    def interrupted(self) -> int:
+        """Report an interruption; exit code 130."""
+        return self.fail(Interrupted("interrupted", hint=self.resume_hint or "nothing was written"))
 
     def crash(self, error: BaseException) -> int:
         """Report a fault of the program itself; exit code 1."""

@@ -251,6 +251,8 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "--resume" in err
+    assert main(["analyze", "model.onnx", "-q"]) == 130
+    assert "--resume" not in capsys.readouterr().err, "there is nothing to go on with"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")

@@ -109,7 +109,7 @@ def heal(
         model=pruned, data=data, val=val, metric=metric, max_drop="inf", freeze=freeze, seed=seed, jobs=jobs
     )
     result = _heal(settings, Path(teacher), spec, path)
-    console.current().result(*_healed(result, path))
+    console.current().result(*_healed(result, path))  # before and after are the metric on held-out samples
 
 
 def _healed(result: HealResult, path: Path) -> tuple[str, dict[str, Any]]:
@@ -165,6 +165,7 @@ def _heal(settings: Config, teacher: Path, spec: Heal, path: Path) -> HealResult
         jobs=settings.jobs,
     )
     state = path.with_name(f".{path.name}.state")
+    console.current().resume_hint = "run the same command again to go on"
     with Progress(console.current()) as progress:
         progress("heal", None, None)
         result = train(

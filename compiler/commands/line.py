@@ -46,6 +46,8 @@ def compress(
 ) -> int:
     """Make a trained ONNX network smaller and faster for a target, with proof and measurements."""
     settings = _configure(locals())
+    if not settings.dry_run:
+        console.current().resume_hint = console.RESUME_HINT
     report = _run(settings)
     _show(report)
     if report.status not in ("dry_run",):
