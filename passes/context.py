@@ -187,6 +187,12 @@ class Context:
         """Give an output its layout."""
         self.layouts[value] = list(layout)
 
+    def same(self, a: Term | None, b: Term | None) -> bool:
+        """Whether two axes are one and the same by now."""
+        if a is None or b is None:
+            return a is b
+        return self.axes.resolve(a) == self.axes.resolve(b)
+
     def tie(self, a: Term | None, b: Term | None, reason: str = "tied to an axis of the data") -> None:
         """Two axes are the same. A data axis freezes the other side."""
         if a is None and b is None:
@@ -205,6 +211,12 @@ class Context:
         """Freeze every axis of a value."""
         if value is not None:
             for term in self.layout(value):
+                self.freeze(term, reason)
+
+    def freeze_but(self, value: ir.Value, axes: Sequence[int], reason: str) -> None:
+        """Freeze every axis of a value but some (non-negative)."""
+        for axis, term in enumerate(self.layout(value)):
+            if axis not in axes:
                 self.freeze(term, reason)
 
     def reduces(self, node: ir.Node, index: int, axis: int) -> None:

@@ -15,7 +15,9 @@ import onnx
 import onnx_ir as ir
 
 from condensec.errors import ModelError
+from condensec.passes import standins
 from condensec.passes.arithmetic import FOLDABLE, SMALL, evaluate_node
+from condensec.passes.probe import run_for_shapes
 
 BATCH = 2  # a sample batch of two keeps a reshape of batch*heads apart from one of heads
 
@@ -118,14 +120,29 @@ def _fill(model: ir.Model, world: World) -> None:
         world.shapes[value.name or ""] = tuple(int(d) for d in tensor.shape.numpy())
         if _is_seed(tensor):
             world.values[value.name or ""] = tensor.numpy()
+    if _work_out(model, nodes, world):
+        return
+    outputs = (o for n in nodes for o in n.outputs if o.uses())
+    missing = [o.name for o in outputs if o.name and o.name not in world.shapes]
+    found = run_for_shapes(model, world.inputs, missing)
+    world.shapes.update(found)
+    if found:
+        _work_out(model, nodes, world)
+
+
+def _work_out(model: ir.Model, nodes: list[ir.Node], world: World) -> bool:
+    """Infer shapes and evaluate shape arithmetic until nothing new comes out; whether nothing is missing."""
     missing = -1
     for _ in range(6):
         _infer_shapes(model, world)
         _evaluate(nodes, world)
-        unknown = sum(1 for n in nodes for o in n.outputs if o.name and o.name not in world.shapes)
+        unknown = sum(
+            1 for n in nodes for o in n.outputs if o.name and o.uses() and o.name not in world.shapes
+        )
         if unknown in (0, missing):
-            return
+            return unknown == 0
         missing = unknown
+    return False
 
 
 def _is_seed(tensor: ir.TensorProtocol) -> bool:
@@ -153,7 +170,7 @@ def _infer_shapes(model: ir.Model, world: World) -> None:
             continue
         proto = ir.serde.serialize_node(node)
         produced.update(o for o in proto.output if o)
-        graph.node.append(proto)
+        graph.node.extend(standins.replace(proto, world.shapes) or [proto])
     for name, array in known.items():
         if name not in produced:
             graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))

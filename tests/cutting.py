@@ -103,7 +103,7 @@ def tiny(
     nodes: str,
     *,
     x: Sequence[int | str] | Mapping[str, Sequence[int | str]],
-    weights: Mapping[str, Sequence[int] | np.ndarray] | None = None,
+    weights: Mapping[str, Sequence[int] | np.ndarray | np.generic] | None = None,
     y: str | Sequence[str] = "y",
     opset: int = 17,
     domains: Sequence[str] = (),
@@ -135,7 +135,7 @@ def tiny(
         model.graph.output.append(helper.make_tensor_value_info(name, y_type, None))
     rng = np.random.default_rng(seed)
     for name, value in (weights or {}).items():
-        array = value if isinstance(value, np.ndarray) else _draw(rng, tuple(value))
+        array = np.asarray(value) if hasattr(value, "dtype") else _draw(rng, tuple(value))
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}{index}"

@@ -10,6 +10,8 @@ from condensec.axes import Term
 from condensec.passes.context import Context, Kept, Layout
 from condensec.passes.rules import rule
 
+POSITIONS = "positions of an attention"
+
 
 def integer(node: ir.Node, name: str, default: int = 0) -> int:
     """An integer attribute."""
@@ -110,6 +112,7 @@ def attention(ctx: Context, node: ir.Node) -> None:
     dim, value_dim = head_dim(ctx, sizes[0]), head_dim(ctx, sizes[1])
     for value, own, last in zip(values, (queries, keys, keys), (dim, dim, value_dim), strict=True):
         layout = ctx.layout(value)
+        ctx.freeze_but(value, (2,) if flat else (1, 3), POSITIONS)
         if flat:
             ctx.tie(layout[2], product(ctx, own, last))
         else:

@@ -97,6 +97,8 @@ def _finish(
     output, kernel = node.outputs[0], ctx.shape(weight)[2:]
     for term in ctx.layout(weight)[2:]:
         ctx.freeze(term, "kernel positions")
+    for term in ctx.layout(data)[2:]:
+        ctx.freeze(term, "a convolution slides along this axis")
     for index, axis in ((places.bias, 0), (places.residual, 1)):
         if index is not None and ctx.has(node, index):
             ctx.tie(outputs, ctx.layout(ctx.operand(node, index))[axis])

@@ -11,6 +11,7 @@ from condensec.axes import Term
 from condensec.passes.context import Context, Kept, Layout
 from condensec.passes.rules import rule
 from condensec.passes.rules.attention import (
+    POSITIONS,
     attention_cost,
     count_heads,
     earlier_steps,
@@ -41,6 +42,7 @@ def packed_attention(ctx: Context, node: ir.Node) -> None:
     ctx.tie(ctx.layout(weight)[1], packed)
     if ctx.has(node, 2):
         ctx.tie(ctx.layout(ctx.operand(node, 2))[0], packed)
+    ctx.freeze_but(data, (2,), POSITIONS)
     earlier_steps(ctx, node, axis, {4: dim}, (2, 4))
     masked_heads(ctx, node, 5, axis)
     ctx.set(node.outputs[0], [ctx.layout(data)[0], None, parts[2]])
@@ -71,6 +73,7 @@ def multi_head_attention(ctx: Context, node: ir.Node) -> None:
     query = ctx.operand(node, 0)
     layout, shape = ctx.layout(query), ctx.shape(query)
     packed = len(shape) == 5
+    ctx.freeze_but(query, (2, 4) if packed else (2,), POSITIONS)
     size = shape[4] if packed else shape[2] // heads
     axis, _ = query_heads(ctx, heads, heads)
     dim = head_dim(ctx, size)
@@ -109,6 +112,7 @@ def _keys_and_values(
             continue
         value = ctx.operand(node, index)
         layout, shape = ctx.layout(value), ctx.shape(value)
+        ctx.freeze_but(value, (1, 3) if len(shape) == 4 else (2, 4), POSITIONS)
         if len(shape) == 5:
             ctx.tie(layout[2], axis)
             ctx.tie(layout[4], dim)
@@ -135,6 +139,10 @@ def group_query_attention(ctx: Context, node: ir.Node) -> None:
     size = width // (heads + 2 * key_heads if packed else heads)
     keys, queries = query_heads(ctx, key_heads, heads)
     dim = _rotated_dim(ctx, node, size)
+    ctx.freeze(dim, "onnxruntime's GroupQueryAttention takes heads of a multiple of 8 features only")
+    for value in node.inputs[: 1 if packed else 3]:
+        if value is not None:
+            ctx.freeze_but(value, (2,), POSITIONS)
     parts = [product(ctx, queries, dim), product(ctx, keys, dim), product(ctx, keys, dim)]
     if packed:
         counts = (heads, key_heads, key_heads)

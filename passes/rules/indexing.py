@@ -137,18 +137,57 @@ def _renumber(kept: Kept, source: Term, picked: Term | None, chosen: list[int], 
     return np.array([position[chosen[i]] for i in stay], old.dtype)
 
 
-@rule(
-    "GatherElements",
-    "GatherND",
-    "ScatterElements",
-    "ScatterND",
-    "Scatter",
-    "Compress",
-    "NonMaxSuppression",
-    "OneHot",
-)
+@rule("GatherElements", "ScatterElements", "Scatter")
+def along_one_axis(ctx: Context, node: ir.Node) -> None:
+    """Indices name positions on one axis; on the others, data, indices and updates lie side by side."""
+    data, indices = ctx.operand(node, 0), ctx.operand(node, 1)
+    layout, shape = list(ctx.layout(data)), ctx.shape(data)
+    axis = (node.attributes["axis"].as_int() if "axis" in node.attributes else 0) % len(shape)
+    others = [ctx.operand(node, 2)] if node.op_type != "GatherElements" else []
+    for value in (data, indices, *others):
+        ctx.freeze(ctx.layout(value)[axis], f"{node.op_type} indexes this axis")
+    for position, size in enumerate(shape):
+        if position == axis:
+            layout[position] = None
+            continue
+        for value in (indices, *others):
+            if ctx.shape(value)[position] == size:
+                ctx.tie(
+                    layout[position], ctx.layout(value)[position], f"{node.op_type} by the data's indices"
+                )
+            else:
+                ctx.freeze(layout[position], f"{node.op_type} reaches a part of this axis")
+                ctx.freeze(ctx.layout(value)[position], f"{node.op_type} reaches a part of an axis")
+        if ctx.layout(indices)[position] is None or ctx.shape(indices)[position] != size:
+            layout[position] = None
+    ctx.set(node.outputs[0], layout)
+
+
+@rule("GatherND", "ScatterND")
+def by_coordinates(ctx: Context, node: ir.Node) -> None:
+    """The last axis of the indices names positions on the first axes; the axes behind them pass."""
+    data, indices = ctx.operand(node, 0), ctx.operand(node, 1)
+    layout, sizes = ctx.layout(data), ctx.shape(indices)
+    batch = node.attributes["batch_dims"].as_int() if "batch_dims" in node.attributes else 0
+    ctx.freeze_all(indices, f"indices of {node.op_type}")
+    behind = batch + sizes[-1]
+    for term in layout[:behind]:
+        ctx.freeze(term, f"{node.op_type} indexes this axis")
+    passing = layout[behind:]
+    if node.op_type == "GatherND":
+        ctx.set(node.outputs[0], [*[None] * (len(sizes) - 1), *passing])
+        return
+    updates = ctx.layout(ctx.operand(node, 2))
+    for term in updates[: len(sizes) - 1]:
+        ctx.freeze(term, "positions of ScatterND")
+    for term, other in zip(passing, updates[len(sizes) - 1 :], strict=True):
+        ctx.tie(term, other, "updates come from the data")
+    ctx.set(node.outputs[0], [*[None] * behind, *passing])
+
+
+@rule("Compress", "NonMaxSuppression", "OneHot")
 def indexed(ctx: Context, node: ir.Node) -> None:
-    """Indices name positions on axes: those axes can't be cut."""
+    """Positions on axes are chosen by the data: those axes can't be cut."""
     for value in node.inputs:
         ctx.freeze_all(value, f"{node.op_type} indexes this axis")
     for output in node.outputs:

@@ -19,6 +19,7 @@ def recurrent(ctx: Context, node: ir.Node) -> None:
     weights are zero keeps a state of zero, so cuts of it are exact.
     """
     x, w, r = (ctx.operand(node, i) for i in range(3))
+    ctx.freeze_but(x, (2,), "steps and samples of a recurrent layer")
     gates, size = _GATES[node.op_type], ctx.shape(r)[2]
     batch_first = "layout" in node.attributes and bool(node.attributes["layout"].as_int())
     hidden: Term | None = ctx.layout(r)[2]

@@ -62,7 +62,8 @@ def reshape(ctx: Context, node: ir.Node) -> None:
     """Row-major regrouping; the target follows the cut."""
     data, output = ctx.operand(node, 0), node.outputs[0]
     before, after = ctx.shape(data), ctx.shape(output)
-    layout = regroup(ctx, ctx.layout(data), before, after)
+    source = ctx.layout(data)
+    layout = regroup(ctx, source, before, after)
     ctx.set(output, layout)
 
     def new_target(kept: Kept, old: Array) -> Array:
@@ -108,6 +109,8 @@ def depth_space(ctx: Context, node: ir.Node) -> None:
     """Channels are ``C`` times a block of ``b x b`` positions that can't be cut."""
     data = ctx.operand(node, 0)
     layout = ctx.layout(data)
+    for term in layout[2:]:
+        ctx.freeze(term, f"{node.op_type} moves blocks of space")
     block = node.attributes["blocksize"].as_int()
     if node.op_type == "SpaceToDepth":
         pixels = ctx.axes.fixed(block * block, "positions of a block")
