@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from condensec.runner import Arrays
     from condensec.serialized import ModelSource
 
+_LINE = 64  # bytes
 _SMALL = 64  # elements; integer constants up to this size (shapes, axes) are part of a node's signature
 
 
@@ -111,8 +112,17 @@ class Isolated:
         return helper.make_model(graph, opset_imports=opsets, ir_version=self.ir_version)
 
     def feeds(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The activations the node takes."""
-        return {name: a.array for name, a in self.arguments.items() if not a.constant}
+        """The activations the node takes, where onnxruntime's own allocator would put them."""
+        return {name: _aligned(a.array) for name, a in self.arguments.items() if not a.constant}
+
+
+def _aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A copy that starts on a cache line. numpy's arrays needn't, which makes depthwise nodes 1.5x slower."""
+    room = np.empty(array.nbytes + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    copy: np.ndarray[Any, Any] = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def optimized(model: ModelSource, level: bool | str = True) -> onnx.ModelProto:
