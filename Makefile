@@ -31,7 +31,7 @@ test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 echo "$@: $(1), $$($(1)/bin/python --version)"
 endef
 
-.PHONY: help setup test lint format demo docs debian bench-list clean
+.PHONY: help setup test lint format demo readme docs debian bench-list clean
 
 help: ## what there is to make (this list)
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,9 @@ $(DEMO_ENV)/.stamp: pyproject.toml examples/requirements.txt $(shell find compil
 	rm -rf build
 	$(DEMO_ENV)/bin/python -m pip install -qq --no-deps rapidocr-onnxruntime==1.4.4
 	touch $@
+
+readme: $(DEMO_ENV)/.stamp ## put the last demo's figures and a picture of its report into the README
+	$(DEMO_ENV)/bin/python docs/refresh.py demo
 
 bench-%: $(DEMO_ENV)/.stamp ## run benchmarks/%.py (dashes for underscores), e.g. bench-import-time
 	$(DEMO_ENV)/bin/python benchmarks/$(subst -,_,$*).py $(ARGS)

@@ -1,5 +1,6 @@
 """The documentation's code blocks are run as they stand."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from condensec.hardware.target import from_toml
 from condensec.passes import criteria, rules
 from condensec.passes.groups import analyze
 from condensec.passes.prune import prune
+from condensec.report import read_report
 from condensec.verify import check
 
 ROOT = Path(__file__).parent.parent
@@ -105,3 +107,32 @@ def test_links_lead_somewhere(page):
 def test_the_navigation_has_every_page():
     listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), flags=re.MULTILINE)
     assert sorted(listed) == sorted(p.name for p in DOCS.glob("*.md"))
+
+
+def test_the_readme_table_is_made_of_the_demos_figures():
+    spec = importlib.util.spec_from_file_location("refresh", DOCS / "refresh.py")
+    assert spec is not None
+    assert spec.loader is not None
+    refresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(refresh)
+    size = {"parameters": 134_570, "macs": 16_300_000, "bytes": 585_532}
+    original = size | {"accuracy": 0.964, "accuracy_ci95": [0.944, 0.977]}
+    host = original | {
+        "accuracy": 0.9595,
+        "latency_ms": {"before": 0.842, "after": 0.54},
+        "ratio": 0.642,
+        "ratio_ci95": [0.637, 0.648],
+        "precision": "int8",
+        "how": "measured",
+        "change_points": -0.45,
+        "change_ci95": 0.4,
+    }
+    demo = {"columns": {"original": original, "host": host}, "test_lines": 2000, "seconds": 212.4}
+    report = read_report(ROOT / "tests" / "data" / "report.json")
+    lines = refresh.table(demo, report).splitlines()
+    assert lines[:2] == ["| | original | host |", "|---|---|---|"]
+    assert "| file | 586 kB, fp32 | 586 kB, int8 |" in lines
+    assert "| **ratio**, 95% interval |  | **0.642** [0.637, 0.648] measured |" in lines
+    assert "| latency |  | 0.540 ms |" in lines
+    assert "| change |  | -0.45 ± 0.40 points |" in lines
+    assert lines[-1].endswith("on 2025-01-10 (onnxruntime 1.32.0, avx512_vnni): 212 s in all.")
