@@ -14,6 +14,7 @@ from condensec.passes.context import Context, Kept
 from condensec.passes.normalize import Normalized, normalize
 from condensec.passes.reading import freeze_named, freeze_node, read_graph
 from condensec.passes.rehearsal import blocked
+from condensec.passes.shuffle import find, gather_instead
 from condensec.passes.world import World, build_world
 from condensec.passes.zeros import settle
 from condensec.plan import AxisRef, FrozenAxis
@@ -141,15 +142,34 @@ def analyze(
     """
     normalized = normalize(model)
     world = build_world(normalized.model, shapes)
+    analysis = _read(normalized, world, freeze)
+    shuffles = find(normalized.model.graph, world)
+    if not shuffles:
+        return analysis
+    other = Normalized(normalized.model.clone(), normalized.splits)
+    apart = world.copy()
+    gather_instead(other.model.graph, apart, find(other.model.graph, apart))
+    return min(analysis, _read(other, apart, freeze), key=_macs_of_half)
+
+
+def _read(normalized: Normalized, world: World, freeze: str | None) -> Analysis:
+    graph = normalized.model.graph
     opset = normalized.model.opset_imports.get("", normalized.model.opset_imports.get("ai.onnx", 1))
     context = Context(Axes(), world, opset)
-    read_graph(context, normalized.model.graph)
-    freeze_named(context, normalized.model.graph, freeze)
+    read_graph(context, graph)
+    freeze_named(context, graph, freeze)
     analysis = _collect(normalized, context)
     while any(freeze_node(context, node, reason) for node, reason in blocked(analysis)):
         analysis = _collect(normalized, context)
-    settle(context, normalized.model.graph)
+    settle(context, graph)
     return _collect(normalized, context)
+
+
+def _macs_of_half(analysis: Analysis) -> int:
+    """What would be left with half of every group, drawn by lot: how far a reading of the graph reaches."""
+    draw = np.random.default_rng(0).permutation
+    kept = analysis.kept({g.id: draw(g.size)[: max(1, g.size // 2)] for g in analysis.groups})
+    return analysis.macs(kept.sizes)
 
 
 def _collect(normalized: Normalized, context: Context) -> Analysis:

@@ -17,9 +17,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 StandIn = Callable[[onnx.NodeProto, Shapes], "list[onnx.NodeProto] | None"]
 
 _SAME = names(
-    "BiasAdd BiasGelu BiasSoftmax DynamicQuantizeLSTM FastGelu Gelu GroupNorm GroupNormalization LayerNormalization",
-    "MoE QLinearLeakyRelu QLinearSigmoid QLinearSoftmax QMoE QuickGelu RMSNormalization RotaryEmbedding",
-    "SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization",
+    "BiasAdd BiasGelu BiasSoftmax DynamicQuantizeLSTM FastGelu Gelu GroupNorm GroupNormalization",
+    "LayerNormalization MoE QLinearLeakyRelu QLinearSigmoid QLinearSoftmax QMoE QuickGelu",
+    "RMSNormalization RotaryEmbedding SimplifiedLayerNormalization SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
 )
 _SUMS = {"SkipLayerNormalization": 3, "SkipSimplifiedLayerNormalization": 3}
 

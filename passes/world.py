@@ -40,6 +40,13 @@ class World:
         self.derived: set[str] = set()
         self.dtypes: dict[str, int] = {}
 
+    def copy(self) -> World:
+        """A world of its own with the same contents."""
+        other = World(self.inputs)
+        other.shapes, other.values = dict(self.shapes), dict(self.values)
+        other.derived, other.dtypes = set(self.derived), dict(self.dtypes)
+        return other
+
     def shape(self, value: ir.Value) -> tuple[int, ...] | None:
         """Sizes of a value in the sample world, or None where they couldn't be found."""
         return self.shapes.get(value.name or "")

@@ -10,7 +10,7 @@ from condensec.passes.rules import rule
 
 @rule("com.microsoft::SkipLayerNormalization", "com.microsoft::SkipSimplifiedLayerNormalization")
 def skip_layer_norm(ctx: Context, node: ir.Node) -> None:
-    """``x, skip, scale, (shift,) bias``: norm of ``x + skip + bias`` over the last axis; output 3 is the sum."""
+    """``x, skip, scale, (shift,) bias``: norm of ``x + skip + bias`` over the last axis; and the sum."""
     ctx.broadcast(node, [ctx.operand(node, 0), ctx.operand(node, 1)], node.outputs[0])
     layout = ctx.layout(node.outputs[0])
     for index in range(2, len(node.inputs)):

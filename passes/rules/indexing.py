@@ -10,6 +10,7 @@ import onnx_ir as ir
 from condensec.axes import Term
 from condensec.passes.context import Array, Context, Kept, Layout
 from condensec.passes.rules import rule
+from condensec.passes.rules.reshape import regroup
 
 LONE = "a single unit taken out of an axis"
 
@@ -91,16 +92,12 @@ def gather(ctx: Context, node: ir.Node) -> None:
     picked = ctx.constant(node, 1)
     term = layout[axis]
     middle: Layout = [None] * len(ctx.shape(indices))
-    if (
-        term is not None
-        and picked is not None
-        and picked.ndim == 1
-        and picked.size > 1
-        and _is_static(ctx, indices)
-    ):
-        chosen = [int(i) % shape[axis] for i in picked]
-        middle = [_pick(ctx, term, chosen)]
-        ctx.input(node, 1, lambda kept, old: _renumber(kept, term, middle[0], chosen, old))
+    chosen = [] if picked is None else [int(i) % shape[axis] for i in picked.reshape(-1)]
+    whole = chosen == list(range(shape[axis]))
+    if term is not None and len(chosen) > 1 and _is_static(ctx, indices) and (whole or len(middle) == 1):
+        piece = _pick(ctx, term, chosen)
+        middle = regroup(ctx, [piece], (len(chosen),), ctx.shape(indices))
+        ctx.input(node, 1, lambda kept, old: _renumber(kept, term, piece, chosen, middle, old))
     elif term is not None:
         what = "indexed by the data" if picked is None else LONE
         ctx.freeze(term, what)
@@ -130,11 +127,10 @@ def _pick(ctx: Context, term: Term, chosen: list[int]) -> Term:
     return ctx.axes.sum(parts)
 
 
-def _renumber(kept: Kept, source: Term, picked: Term | None, chosen: list[int], old: Array) -> Array:
-    assert picked is not None
+def _renumber(kept: Kept, source: Term, piece: Term, chosen: list[int], shape: Layout, old: Array) -> Array:
     position = np.cumsum(kept.axes.alive(source, kept.masks)) - 1
-    stay = kept.indices(picked)
-    return np.array([position[chosen[i]] for i in stay], old.dtype)
+    new = np.array([position[chosen[i]] for i in kept.indices(piece)], old.dtype)
+    return new.reshape([n if t is None else kept.size(t) for n, t in zip(old.shape, shape, strict=True)])
 
 
 @rule("GatherElements", "ScatterElements", "Scatter")
