@@ -13,13 +13,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from condensec.errors import CondensecError, HealError
-from condensec.healing import losses, targets
+from condensec.healing import budget, losses, targets
 from condensec.healing.client import Event, Worker, follow
 from condensec.healing.environment import ensure
 from condensec.healing.judge import Judge
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import onnx
 
     from condensec.data import Samples
+    from condensec.healing.graph import Graph
 
 Progress = Callable[[float, str], None]  # share of the work done in [0, 1], what is going on
 _VERSION = 1  # of the files in the state folder
@@ -73,9 +75,9 @@ def heal(
     try:
         state.mkdir(parents=True, exist_ok=True)
         model = _load(student)
-        job = _prepare(model, teacher, train, validation, options, state, say)
+        job = _prepare(model, (student, teacher), (train, validation), options, state, say, begun)
         reference = targets.reference(job.files["validation"], job.training)
-        judge = Judge(model, job.training, validation, metric, state, options, reference)
+        judge = Judge(model, job.training, job.validation, metric, state, options, reference)
         with Worker(python, [str(job.request)], stall=options.stall) as worker:
             end = follow(worker, {"round": _on_round(judge, say), **_pass_on(say)})
     except OSError as error:
@@ -85,11 +87,21 @@ def heal(
     return result
 
 
+@dataclass(frozen=True)
 class _Job:
-    """What was prepared for the worker."""
+    """What was prepared for the worker.
 
-    def __init__(self, training: Training, request: Path, files: dict[str, dict[str, str]]) -> None:
-        self.training, self.request, self.files = training, request, files
+    Attributes:
+        training: the training graph.
+        request: file the worker reads.
+        files: "train" and "validation" -> graph input -> .npy file.
+        validation: the samples to judge by.
+    """
+
+    training: Training
+    request: Path
+    files: dict[str, dict[str, str]]
+    validation: Samples
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -103,58 +115,104 @@ def _load(path: Path) -> onnx.ModelProto:
 
 def _prepare(
     model: onnx.ModelProto,
-    teacher: Path,
-    train: Samples,
-    validation: Samples,
+    files: tuple[Path, Path],
+    given: tuple[Samples, Samples],
     options: HealOptions,
     state: Path,
     say: Progress,
+    begun: float,
 ) -> _Job:
-    """Write the training graph, the data and the request into the state folder."""
+    """Write the training graph, the data and the request into the state folder.
+
+    Args:
+        model: the student.
+        files: student and teacher.
+        given: training and validation samples.
+        options: settings.
+        state: folder to write to.
+        say: told what is going on.
+        begun: when the call began, for the time budget.
+    """
+    student, teacher = files
+    train, validation = given
     batch = _batch_size(model, len(train), options.batch)
+    answers, pace = targets.sample(teacher, train, targets.shared_outputs(model, teacher), options.jobs)
+    training = _training(model, train, answers, options, batch)
+    key = budget.job_key(student, teacher, options, (len(train), len(validation)))
+    share = budget.stored(state, key)
+    counts = (share.train, share.validation) if share else budget.counts(
+        options, len(train), len(validation), pace, batch
+    )  # fmt: skip
+    train = budget.chosen(train, counts[0], options.seed)
+    validation = budget.chosen(validation, counts[1], options.seed)
+    say(0.0, f"computing the teacher's outputs on {len(train)} samples")
+    stored = {
+        part: targets.store(teacher, samples, training, state / part, options.jobs, batch)
+        for part, samples in (("train", train), ("validation", validation))
+    }
+    if share is None:
+        share = budget.Share(key, *counts, budget.remaining(options, begun))
+        budget.store(state, share)
+    request = _request(training, stored, share, options, state, batch)
+    path = state / "request.json"
+    path.write_text(json.dumps(request), encoding="utf-8")
+    return _Job(training, path, stored, validation)
+
+
+def _training(
+    model: onnx.ModelProto,
+    train: Samples,
+    answers: Mapping[str, np.ndarray],
+    options: HealOptions,
+    batch: int,
+) -> Training:
+    """The training graph for one batch size."""
     feeds = {name: targets.rows(array, batch) for name, array in train.inputs.items()}
     labels = None if train.labels is None else targets.rows(train.labels, batch)
-    wanted = targets.shared_outputs(model, teacher)
-    sample = targets.sample(teacher, train, wanted, options.jobs)
-
-    def choose(graph: Any) -> list[losses.Term]:
-        return losses.choose(graph, sample, train.labels, options.losses, options.temperature)
-
     pattern = re.compile(options.freeze) if options.freeze else None
-    training = prepare(
-        model, feeds, choose, labels, freeze=lambda name: bool(pattern and pattern.search(name))
-    )
-    say(0.0, "computing the teacher's outputs")
-    files = {}
-    for part, samples in (("train", train), ("validation", validation)):
-        files[part] = targets.store(teacher, samples, training, state / part, options.jobs, batch)
+
+    def choose(graph: Graph) -> list[losses.Term]:
+        return losses.choose(graph, answers, train.labels, options.losses, options.temperature)
+
+    def is_frozen(name: str) -> bool:
+        return bool(pattern and pattern.search(name))
+
+    return prepare(model, feeds, choose, labels, freeze=is_frozen)
+
+
+def _request(
+    training: Training,
+    files: dict[str, dict[str, str]],
+    share: budget.Share,
+    options: HealOptions,
+    state: Path,
+    batch: int,
+) -> dict[str, Any]:
+    """What the worker is asked to do; its weights and graph are written beside it."""
     (state / "forward.onnx").write_bytes(training.model.SerializeToString())
     names = list(training.weights)
     initial = {f"w{i}": training.weights[name] for i, name in enumerate(names)}
     targets.write_npz(state / "initial.npz", initial)
-    request = {
+    optimizer = {
+        "kind": options.optimizer,
+        "lr": options.lr,
+        "weight_decay": options.weight_decay,
+        "warmup": options.warmup,
+    }
+    request: dict[str, Any] = {
         "model": str(state / "forward.onnx"),
         "weights": str(state / "initial.npz"),
         "names": names,
-        "train": files["train"],
-        "validation": files["validation"],
+        **files,
         "batch": batch,
         "epochs": options.epochs,
-        "seconds": None if options.minutes is None else 60 * options.minutes,
+        "seconds": share.seconds,
         "threads": options.jobs,
         "seed": options.seed,
-        "optimizer": {
-            "kind": options.optimizer,
-            "lr": options.lr,
-            "weight_decay": options.weight_decay,
-            "warmup": options.warmup,
-        },
+        "optimizer": optimizer,
         "state": str(state),
     }
-    request["fingerprint"] = _fingerprint(request, training, files)
-    path = state / "request.json"
-    path.write_text(json.dumps(request), encoding="utf-8")
-    return _Job(training, path, files)
+    return {**request, "fingerprint": _fingerprint(request, training, files)}
 
 
 def _batch_size(model: onnx.ModelProto, samples: int, wanted: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +45,19 @@ def shared_outputs(student: onnx.ModelProto, teacher: Path) -> list[str]:
     return shared
 
 
-def sample(teacher: Path, samples: Samples, outputs: list[str], threads: int) -> dict[str, np.ndarray]:
-    """The teacher's outputs on a few samples, to see what they look like."""
+def sample(
+    teacher: Path, samples: Samples, outputs: list[str], threads: int
+) -> tuple[dict[str, np.ndarray], float]:
+    """The teacher's outputs on a few samples, to see what they look like, and its seconds a sample."""
     from condensec.runner import Session
 
-    few = samples.subset(np.arange(min(64, len(samples))))
-    answers = Session(teacher, threads=threads).run_samples(few)
-    return {name: answers[name] for name in outputs}
+    few = samples.subset(np.arange(0, len(samples), max(1, len(samples) // 64))[:64])
+    session = Session(teacher, threads=threads)
+    answers = session.run_samples(few)
+    begun = time.monotonic()
+    session.run_samples(few)
+    pace = (time.monotonic() - begun) / len(few)
+    return {name: answers[name] for name in outputs}, pace
 
 
 def store(

@@ -19,6 +19,7 @@ from .data import Batches
 from .engine import Engine
 from .optimizer import Flat, Optimizer, Settings
 
+_STARTED = time.monotonic()
 _PROGRESS_EVERY = 0.5  # seconds between two progress lines
 _SAVE_EVERY = 120.0  # seconds between two checkpoints within an epoch
 _RETRIES = 2  # diverged runs are rolled back and slowed down this often
@@ -74,7 +75,9 @@ class Run:
         self._optimizer = self._new_optimizer()
         self._state = Path(request["state"])
         self._epoch = self._position = self._round = self._retries = 0
-        self._spent = 0.0  # seconds of training in this and earlier processes
+        # Seconds used in this and earlier processes, this one's start included.
+        self._spent = time.monotonic() - _STARTED
+        self._stepped, self._stepping = 0, 0.0  # steps and their seconds in this process
         self._losses: list[float] = []
         self._validated = 0.0
         self._value = math.inf
@@ -96,7 +99,7 @@ class Run:
         while not stop and not self._is_over():
             if self._train_round():
                 stop = self._close_round()
-        self._channel.send("done", steps=self._optimizer.step_count, seconds=self._spent)
+        self._channel.send("done", steps=self._optimizer.step_count, seconds=self._spent, rate=self._rate())
 
     def _copy_of_state(self) -> dict[str, np.ndarray]:
         return {name: array.copy() for name, array in self._optimizer.state().items()}
@@ -133,6 +136,8 @@ class Run:
             self._position += 1
             now = time.monotonic()
             self._spent += now - last
+            self._stepping += now - last
+            self._stepped += 1
             last = now
             if now - told > _PROGRESS_EVERY:
                 told = now
@@ -145,6 +150,10 @@ class Run:
         if self._position >= self._train.steps:
             self._epoch, self._position = self._epoch + 1, 0
         return True
+
+    def _rate(self) -> float:
+        """Samples a second, of the steps of this process alone."""
+        return self._stepped * self._train.size / max(self._stepping, 1e-9)
 
     def _round_seconds(self) -> float:
         """A timed run is validated some ten times, but not more than a tenth of the time."""
@@ -163,7 +172,7 @@ class Run:
             loss=sum(recent) / len(recent),
             share=share,
             left=left if math.isfinite(left) else None,
-            rate=self._optimizer.step_count * self._train.size / max(self._spent, 1e-9),
+            rate=self._rate(),
         )
 
     def _close_round(self) -> bool:
@@ -197,7 +206,7 @@ class Run:
             weights=str(self._round_file(number)),
             share=self.progress(),
             seconds=self._spent,
-            rate=self._optimizer.step_count * self._train.size / max(self._spent, 1e-9),
+            rate=self._rate(),
             rss=peak_rss_mb(),
         )
         self._spent += float(answer.get("seconds", 0.0))
@@ -257,7 +266,8 @@ class Run:
         self._optimizer = self._new_optimizer()
         self._optimizer.restore(state)
         self._epoch, self._position, self._round = meta["epoch"], meta["position"], meta["round"]
-        self._spent, self._retries = meta["spent"], meta["retries"]
+        self._spent += meta["spent"]
+        self._retries = meta["retries"]
         self._validated = meta["validated"]
         self._value = math.inf if meta["value"] is None else meta["value"]
         self._channel.send("resumed", epoch=self._epoch, step=self._optimizer.step_count, round=self._round)
