@@ -217,20 +217,29 @@ def carried(weights: Mapping[str, Array], before: Plan, after: Plan) -> dict[str
     Raises:
         PostconditionError: ``after`` keeps an index that ``before`` had cut.
     """
-    result: dict[str, Array] = {}
-    for name, array in weights.items():
-        for axis, indices in after.slices.get(name, {}).items():
-            old = before.slices.get(name, {}).get(axis)
-            positions = np.asarray(indices) if old is None else np.searchsorted(old, indices)
-            if old is not None and not np.array_equal(
-                np.asarray(old)[np.minimum(positions, len(old) - 1)], indices
-            ):
-                raise PostconditionError(
-                    f"axis {axis} of '{name}' would bring back units that were cut", node=name
-                )
-            array = np.take(array, positions, axis=axis)
-        result[name] = array
-    return result
+    apart = {copy: split.of for copy, split in after.splits.items() if copy not in before.splits}
+    sources = {name: name for name in weights if name not in apart.values()}
+    sources |= {copy: of for copy, of in apart.items() if of in weights}
+    return {
+        name: _deeper(name, weights[source], before.slices.get(source, {}), after.slices.get(name, {}))
+        for name, source in sources.items()
+    }
+
+
+def _deeper(
+    name: str, array: Array, before: Mapping[int, tuple[int, ...]], after: Mapping[int, tuple[int, ...]]
+) -> Array:
+    for axis, indices in after.items():
+        old = before.get(axis)
+        positions = np.asarray(indices) if old is None else np.searchsorted(old, indices)
+        if old is not None and not np.array_equal(
+            np.asarray(old)[np.minimum(positions, len(old) - 1)], indices
+        ):
+            raise PostconditionError(
+                f"axis {axis} of '{name}' would bring back units that were cut", node=name
+            )
+        array = np.take(array, positions, axis=axis)
+    return array
 
 
 def with_weights(model: ir.Model, weights: Mapping[str, Array]) -> ir.Model:

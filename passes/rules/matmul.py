@@ -111,7 +111,8 @@ def _hints(ctx: Context, a: Side, b: Side, batch: Layout) -> None:
 def _cost(ctx: Context, node: ir.Node, a: Side, b: Side, batch: Layout, masked: bool) -> None:
     _, sa, _, sb = _padded(a, b)
     leading = [max(x, y) for x, y in zip(sa, sb, strict=True)]
-    terms: list[Term | int | None] = [*batch, a.layout[-2], b.layout[-1], a.layout[-1]]
+    summed = a.layout[-1] if a.layout[-1] is not None else b.layout[-2]
+    terms: list[Term | int | None] = [*batch, a.layout[-2], b.layout[-1], summed]
     weight_left = ctx.is_constant(a.value) and not ctx.is_constant(b.value)
     dense = weight_left or ctx.is_constant(b.value)
     data = b if weight_left else a
@@ -121,7 +122,7 @@ def _cost(ctx: Context, node: ir.Node, a: Side, b: Side, batch: Layout, masked: 
         node,
         terms,
         [*leading, a.shape[-2], b.shape[-1], a.shape[-1]],
-        inputs=a.layout[-1] if dense else None,
+        inputs=summed if dense else None,
         outputs=outputs if dense else None,
         positions=volume(leading) * (b.shape[-1] if weight_left else a.shape[-2]),
         mask=(data.index, axis) if masked and axis is not None else None,
