@@ -87,8 +87,10 @@ class LatencyTable:
         unknown = {key: node for key, node in found if key not in self.seconds}
         if unknown:
             with pinned(self.threads):
-                for key, node in unknown.items():
-                    self.seconds[key] = _time(node, self.threads)
+                for key, node in (*unknown.items(), *unknown.items()):
+                    # two rounds: a neighbour that is busy now may not be so a second later
+                    once = self.seconds.get(key, math.inf)
+                    self.seconds[key] = min(once, _time(node, self.threads))
         return [self.seconds[key] for key, _ in found]
 
     def save(self) -> None:
