@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from condensec import io
 from condensec.healing import HealOptions, HealResult, closed_form, environment, heal
@@ -98,7 +99,9 @@ class Healer:
         """Closed form: least squares on calibration activations against the original."""
         student = with_weights(cut.model, weights)
         samples = self._job.data.splits.calibration.first(REPAIR_SAMPLES)
-        result = closed_form.repair(self._job.analysis.model, student, samples, cut.plan)
+        # thousands of small systems: BLAS threads would spend their time waiting for one another
+        with threadpool_limits(1, user_api="blas"):
+            result = closed_form.repair(self._job.analysis.model, student, samples, cut.plan)
         return Healed(dict(result.weights), how="closed-form")
 
     def train(self, cut: Cut, weights: Weights, seconds: float) -> Healed:
