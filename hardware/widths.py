@@ -130,12 +130,10 @@ class WidthTimes:
         return max(0.0, column[0] if len(column) == 1 else _between(self._ins, column, ins))
 
     def _measure(self, points: Sequence[tuple[int, int]]) -> list[float]:
-        seconds = []
-        for ins, outs in points:
-            parts = _parts(self.node, self.dense, self.fused, ins, outs)
-            seconds.append(sum(self.table.times(parts)))
+        parts = [_parts(self.node, self.dense, self.fused, ins, outs) for ins, outs in points]
+        known = iter(self.table.times([part for found in parts for part in found]))
         self.table.save()
-        return seconds
+        return [sum(next(known) for _ in found) for found in parts]
 
 
 def knots(size: int, hard: int, block: int) -> tuple[int, ...]:
