@@ -242,9 +242,9 @@ def _spread(graph: ir.Graph, node: ir.Node, output: ir.Value, restriction: Restr
 
 def _bypass(graph: ir.Graph, layer: RemovedLayer) -> None:
     """A removed residual block adds nothing: its last node gives back what came in beside the branch."""
-    nodes = {node.name: node for node in graph}
-    last = nodes.get(layer.nodes[-1]) if layer.nodes else None
-    inside = {out for name in layer.nodes[:-1] if name in nodes for out in nodes[name].outputs}
+    values = {out.name: out for node in graph for out in node.outputs}
+    last = values[layer.nodes[-1]].producer() if layer.nodes and layer.nodes[-1] in values else None
+    inside = {values[name] for name in layer.nodes if name in values}
     around = [v for v in last.inputs if v is not None and v not in inside] if last is not None else []
     if last is None or len(around) != 1:
         raise PostconditionError(f"the plan removes layer {layer.id}, which the original model doesn't have")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from condensec.axes import Atom, Axes, Term
 from condensec.passes.context import Context, Kept
+from condensec.passes.layers import Layer, find_layers
 from condensec.passes.normalize import Normalized, normalize
 from condensec.passes.reading import freeze_named, freeze_node, read_graph
 from condensec.passes.rehearsal import blocked
@@ -56,6 +57,7 @@ class Analysis:
         groups: prunable groups in graph order.
         frozen: channel-like axes that can't be cut, with reasons.
         weight_layouts: initializer name -> layout, for those with a prunable axis.
+        layers: residual blocks that can be removed whole.
     """
 
     normalized: Normalized
@@ -63,6 +65,7 @@ class Analysis:
     groups: tuple[Group, ...]
     frozen: tuple[FrozenAxis, ...]
     weight_layouts: dict[str, list[Term | None]] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
 
     @property
     def model(self) -> ir.Model:
@@ -162,7 +165,7 @@ def _read(normalized: Normalized, world: World, freeze: str | None) -> Analysis:
     while any(freeze_node(context, node, reason) for node, reason in blocked(analysis)):
         analysis = _collect(normalized, context)
     settle(context, graph)
-    return _collect(normalized, context)
+    return replace(_collect(normalized, context), layers=find_layers(context, graph))
 
 
 def _macs_of_half(analysis: Analysis) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from condensec.passes.context import Kept
 from condensec.passes.groups import Analysis
-from condensec.plan import AxisRef, GroupCut, Plan, Restriction, ShapeEdit, Split
+from condensec.plan import AxisRef, GroupCut, Plan, RemovedLayer, Restriction, ShapeEdit, Split
 
 
 def describe(
@@ -15,6 +15,7 @@ def describe(
     kept: Kept,
     slices: dict[str, dict[int, tuple[int, ...]]],
     shapes: dict[str, ShapeEdit],
+    removed: tuple[RemovedLayer, ...],
     sha256: str,
 ) -> Plan:
     """The plan of a cut.
@@ -25,6 +26,7 @@ def describe(
         kept: the same by atom.
         slices: what was cut out of which weight, copies of shared vectors apart.
         shapes: constants of sizes that changed.
+        removed: residual blocks taken out whole.
         sha256: hash of the original file.
     """
     merged = _merged(analysis.normalized.splits, slices)
@@ -48,7 +50,7 @@ def describe(
         shapes=shapes,
         restrictions=_restrictions(analysis, kept),
         splits={copy: split for copy, split in analysis.normalized.splits.items() if copy not in merged},
-        removed_layers=(),
+        removed_layers=removed,
     )
 
 

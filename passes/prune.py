@@ -17,6 +17,7 @@ import onnx_ir as ir
 from condensec.errors import PostconditionError, PreconditionError
 from condensec.passes.context import AttributeRewrite, Kept
 from condensec.passes.groups import Analysis
+from condensec.passes.layers import take_out
 from condensec.passes.planning import describe
 from condensec.passes.resize import Resizer
 from condensec.plan import Plan, RemovedLayer, Split
@@ -34,16 +35,24 @@ class Cut:
     plan: Plan
 
 
-def prune(analysis: Analysis, units: Mapping[str, Sequence[int]], *, sha256: str = "") -> Cut:
+def prune(
+    analysis: Analysis,
+    units: Mapping[str, Sequence[int]],
+    *,
+    layers: Sequence[str] = (),
+    sha256: str = "",
+) -> Cut:
     """Cut a model.
 
     Args:
         analysis: groups of the uncut model.
         units: kept unit indices by group id; absent groups stay whole.
+        layers: ids of residual blocks to take out whole.
         sha256: hash of the original file, for the plan.
 
     Raises:
-        PreconditionError: a group would lose all its units, or an index is out of range.
+        PreconditionError: no layer has such an id, a group would lose all its units, or an index is out
+            of range.
         PostconditionError: shape arithmetic can't follow the cut; names the node.
     """
     _check(analysis, units)
@@ -60,10 +69,24 @@ def prune(analysis: Analysis, units: Mapping[str, Sequence[int]], *, sha256: str
         else:
             resizer.rewrite(node, rewrite.index, lambda old, rewrite=rewrite: rewrite.new(kept, old))  # type: ignore[misc]
     _forget_shapes(model.graph)
-    shapes = resizer.edits()
-    plan = describe(analysis, units, kept, slices, shapes, sha256)
+    removed = _removed(analysis, layers)
+    plan = describe(analysis, units, kept, slices, resizer.edits(), removed, sha256)
     _merge_copies(model.graph, plan, analysis.normalized.splits)
+    take_out(model.graph, [layer for layer in analysis.layers if layer.id in layers])
     return Cut(model, plan)
+
+
+def _removed(analysis: Analysis, layers: Sequence[str]) -> tuple[RemovedLayer, ...]:
+    """What the plan says of removed layers: nodes by their first outputs."""
+    unknown = set(layers) - {layer.id for layer in analysis.layers}
+    if unknown:
+        raise PreconditionError(f"no layer is called {min(unknown)}")
+    outputs = {node.name: node.outputs[0].name or "" for node in analysis.model.graph}
+    return tuple(
+        RemovedLayer(layer.id, tuple(outputs[name] for name in layer.nodes))
+        for layer in analysis.layers
+        if layer.id in layers
+    )
 
 
 def _attribute(name: str, value: int | float | list[int]) -> ir.Attr:
@@ -201,9 +224,8 @@ def replay(analysis: Analysis, plan: Plan) -> Cut:
                 f"the plan's group {cut.id} ({cut.size} units) isn't in this model",
                 hint="was the plan made for another file?",
             )
-    if plan.removed_layers:
-        raise PreconditionError("the plan removes layers, which this version can't replay")
-    return prune(analysis, plan.kept(), sha256=plan.sha256)
+    layers = [layer.id for layer in plan.removed_layers]
+    return prune(analysis, plan.kept(), layers=layers, sha256=plan.sha256)
 
 
 def carried(weights: Mapping[str, Array], before: Plan, after: Plan) -> dict[str, Array]:

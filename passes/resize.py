@@ -224,8 +224,8 @@ class Resizer:
         if self._shapes is None:
             self._shapes = dict(self._analysis.world.shapes)
             for value, layout in self._analysis.context.layouts.items():
-                if any(t is not None for t in layout):
-                    before = self._analysis.world.shapes[value.name or ""]
+                before = self._analysis.world.shape(value)
+                if before is not None and any(t is not None for t in layout):
                     self._shapes[value.name or ""] = tuple(
                         s if t is None else self._kept.size(t) for s, t in zip(before, layout, strict=True)
                     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from condensec.passes.layers import remove_unused
 from condensec.passes.world import World
 
 _SPLITS = ("Split", "Slice", "Gather")
@@ -68,16 +69,4 @@ def gather_instead(
         new.shape, new.type = result.shape, result.type
         result.replace_all_uses_with(new, replace_graph_outputs=True)
         new.name, result.name = result.name, f"{result.name}.condensec.before"
-        _remove(graph, nodes)
-
-
-def _remove(graph: ir.Graph, nodes: list[ir.Node]) -> None:
-    """Remove nodes that nobody uses, and those that only they used (their shape arithmetic)."""
-    todo = list(nodes)
-    while todo:
-        node = todo.pop()
-        if node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
-            continue
-        above = [v.producer() for v in node.inputs if v is not None]
-        graph.remove(node, safe=True)
-        todo.extend(n for n in above if n is not None)
+        remove_unused(graph, list(reversed(nodes)))

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from condensec.errors import ModelError
 from condensec.passes import standins
 from condensec.passes.arithmetic import FOLDABLE, SMALL, evaluate_node
-from condensec.passes.probe import run_for_shapes
+from condensec.passes.probe import probe_shapes, run_for_shapes
 
 BATCH = 2  # a sample batch of two keeps a reshape of batch*heads apart from one of heads
 
@@ -103,7 +103,24 @@ def build_world(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = 
     Raises:
         ModelError: the shapes contradict each other at every sample size tried.
     """
-    failure: Exception | None = None
+    world = _try(model, shapes)
+    if isinstance(world, World) and (shapes or not _open_sizes(model) or not _gaps(model, world)):
+        return world
+    probed = probe_shapes(model) if shapes is None else None
+    found = _try(model, probed) if probed is not None else None
+    world = found if isinstance(found, World) else world
+    if isinstance(world, World):
+        return world
+    reason = str(world).strip().splitlines()[-1]
+    raise ModelError(
+        f"the model's shapes contradict each other: {reason}",
+        hint="give real sizes with --data or --input-shape",
+    )
+
+
+def _try(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None) -> World | Exception:
+    """A world at the sample batch of two, or of one; or what ONNX says against both."""
+    failure: Exception = ValueError("unknown")
     for batch in (BATCH, 1):
         world = World(sample_inputs(model, shapes, batch))
         try:
@@ -111,11 +128,19 @@ def build_world(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = 
             return world
         except onnx.shape_inference.InferenceError as error:
             failure = error
-    reason = str(failure).strip().splitlines()[-1] if failure else "unknown"
-    raise ModelError(
-        f"the model's shapes contradict each other: {reason}",
-        hint="give real sizes with --data or --input-shape",
-    )
+    return failure
+
+
+def _open_sizes(model: ir.Model) -> bool:
+    """Whether an input leaves a size open, its first axis apart."""
+    dims = [d for v in model.graph.inputs if v.shape is not None for d in v.shape.dims[1:]]
+    return not all(isinstance(d, int) and d > 0 for d in dims)
+
+
+def _gaps(model: ir.Model, world: World) -> list[str]:
+    """Values somebody uses whose shapes aren't known."""
+    outputs = (o for node in model.graph for o in node.outputs if o.uses() and o.name)
+    return [o.name or "" for o in outputs if o.name not in world.shapes]
 
 
 def _fill(model: ir.Model, world: World) -> None:
@@ -129,9 +154,7 @@ def _fill(model: ir.Model, world: World) -> None:
             world.values[value.name or ""] = tensor.numpy()
     if _work_out(model, nodes, world):
         return
-    outputs = (o for n in nodes for o in n.outputs if o.uses())
-    missing = [o.name for o in outputs if o.name and o.name not in world.shapes]
-    found = run_for_shapes(model, world.inputs, missing)
+    found = run_for_shapes(model, world.inputs, _gaps(model, world))
     world.shapes.update(found)
     if found:
         _work_out(model, nodes, world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from condensec import verify
 from condensec.errors import ConfigError, PostconditionError, PreconditionError
 from condensec.passes.groups import analyze
 from condensec.passes.prune import carried, prune, replay, with_weights
-from condensec.plan import read_plan
+from condensec.plan import Plan, read_plan
 from condensec.runner import Session
 
 CONVS = {"w1": (6, 3, 3, 3), "w2": (4, 6, 1, 1)}
@@ -286,3 +287,42 @@ def test_two_branches_of_a_concatenation_are_cut_apart() -> None:
     found = trial(concat_net(width=8), units={"g1": [0], "g2": [1, 3]})
     assert found.proof.relative_error < 1e-6
     assert found.weight("mix.conv.weight").shape[1] == 8 + 1 + 2
+
+
+# -- layers -------------------------------------------------------------------------------------------------
+
+
+def test_residual_blocks_whose_layouts_agree_can_be_removed() -> None:
+    model = residual_cnn(width=8)
+    analysis = analyze(ir.from_proto(model))
+    assert [layer.weighted for layer in analysis.layers] == [("block1.a.conv", "block1.b.conv")]
+    cut = prune(analysis, half(analysis), layers=["l0"])
+    plan = Plan.from_json(cut.plan.to_json())
+    assert plan.removed_layers[0].nodes[-1] == "block1.add_out"
+    assert not [n for n in cut.model.graph if "block1.a" in (n.name or "")]
+    assert not [n for n in cut.model.graph.initializers if "block1.a" in n]
+    for batch in (1, 3):
+        proof = verify.check(ir.from_proto(model), plan, cut.model, feeds_of(model, analysis, batch=batch))
+        assert proof.relative_error < 1e-6
+    assert replay(analysis, plan).plan == plan
+    kept = verify.check(
+        ir.from_proto(model), replace(plan, removed_layers=()), cut.model, feeds_of(model, analysis)
+    )
+    assert not kept.passed
+
+
+def test_layers_one_behind_the_other_can_all_go() -> None:
+    model = transformer_encoder(layers=2, hidden=16, heads=4, ffn=24)
+    analysis = analyze(ir.from_proto(model))
+    assert len(analysis.layers) == 4  # attention and feed-forward, twice
+    for chosen in (["l1", "l2"], ["l0", "l1", "l2", "l3"], ["l3"]):
+        cut = prune(analysis, half(analysis, seed=len(chosen)), layers=chosen)
+        proof = verify.check(ir.from_proto(model), cut.plan, cut.model, feeds_of(model, analysis))
+        assert proof.relative_error < 1e-5, chosen
+    with pytest.raises(PreconditionError, match="no layer is called l9"):
+        prune(analysis, {}, layers=["l9"])
+
+
+def test_a_block_that_changes_its_width_is_no_layer() -> None:
+    names = {n for layer in analyze(ir.from_proto(residual_cnn(width=8))).layers for n in layer.nodes}
+    assert not [n for n in names if n.startswith("block2")]
