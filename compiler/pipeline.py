@@ -49,7 +49,7 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     progress = _start(config, checkpoints)
     if not progress.cycles:
         gains = steps.run("budget", finish.emission_gain, work, models, budgets)
-        progress = replace(progress, correction=gains)
+        progress = replace(progress, gains=gains, correction=gains)
     if config.dry_run:
         return summary.dry_run(work, means, progress, steps)
     staging = checkpoints.folder / "staging"

@@ -131,6 +131,12 @@ def emit_target(
 
 
 def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact:
+    """Write one target's graph; a lower precision is only kept where the guard holds with it, too."""
+    validation = job.data.splits.validation
+
+    def accept(path: Path) -> bool:
+        return job.keeps_guard(job.evaluate(path, validation, job.reference))
+
     return emit.emit(
         model,
         target,
@@ -138,6 +144,7 @@ def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact
         precision=job.config.quantize,
         samples=job.data.splits.calibration,
         threads=job.config.jobs,
+        accept=accept if job.config.quantize == "auto" else None,
     )
 
 

@@ -17,7 +17,7 @@ from condensec.errors import ConfigError
 from condensec.report.model import Cycle
 
 VERSION = 1
-_PLAIN = ("step", "strict", "correction", "heal_seconds", "rounds", "finished", "reached")
+_PLAIN = ("step", "strict", "gains", "correction", "heal_seconds", "rounds", "finished", "reached")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Progress:
         cycles: what was tried so far.
         step: current share of units a cycle.
         strict: every cycle has to keep the guard (one that was to be healed later couldn't be).
+        gains: share of the latency that emission alone leaves, uncut, by limit.
         correction: measured over modelled latency, by limit.
         heal_seconds: gradient healing used so far.
         rounds: corrections of the latency model so far.
@@ -59,6 +60,7 @@ class Progress:
     cycles: tuple[Cycle, ...] = ()
     step: float = 0.1
     strict: bool = False
+    gains: Mapping[str, float] = field(default_factory=dict)
     correction: Mapping[str, float] = field(default_factory=dict)
     heal_seconds: float = 0.0
     rounds: int = 0

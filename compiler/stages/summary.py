@@ -142,7 +142,9 @@ def verification(proven: Proven, cut: Cut) -> Verification:
     return Verification(exact, approximate if proof.approximate_groups else None, proven.runs)
 
 
-def target_results(job: Job, emitted: Mapping[str, Emitted], folder: Path) -> dict[str, TargetResult]:
+def target_results(
+    job: Job, emitted: Mapping[str, Emitted], gains: Mapping[str, float], folder: Path
+) -> dict[str, TargetResult]:
     """One entry a target."""
     found = {}
     for target in job.targets:
@@ -167,9 +169,19 @@ def target_results(job: Job, emitted: Mapping[str, Emitted], folder: Path) -> di
             latency_how=how,
             runtime=target.runtime,
             description=target.summary,
-            notes=tuple(n for n in (*one.artifact.notes, one.fallback) if n),
+            notes=tuple(
+                n for n in (*one.artifact.notes, one.fallback, _gain_note(gains, target.name, how)) if n
+            ),
         )
     return found
+
+
+def _gain_note(gains: Mapping[str, float], target: str, how: str) -> str:
+    """What is owed to emission (fusing, quantizing) and not to the cut."""
+    gain = gains.get(f"latency:{target}")
+    return (
+        "" if gain is None else f"uncut, emission alone gives {gain:.3f}x of the original's latency ({how})"
+    )
 
 
 def budget_results(
@@ -264,7 +276,7 @@ def conclude(
     model = staging / "model.onnx"
     before = figures(job, job.analysis, job.loaded.path)
     after = figures(job, find_groups(job.config, load_at(model), job.data), model)
-    targets = target_results(job, emitted, staging)
+    targets = target_results(job, emitted, progress.gains, staging)
     budgets = budget_results(means.budgets, targets, before, after)
     met = all(b.met for b in budgets) or not means.budgets.asked
     report = started(job, means, steps)
