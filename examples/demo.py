@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -169,15 +170,16 @@ def table(columns: dict[str, dict[str, Any]]) -> str:
         "  ".join([row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[1]), *lines[1:]])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="condensec's demo, on a real model and rendered text lines.")
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder (default: demo)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", default="latency<=0.6x")
+    parser.add_argument("--budget", default="latency<=0.7x")
     parser.add_argument("--max-drop", default="0.5", help="points of validation accuracy that may go")
+    parser.add_argument("--step", default="0.25", help="share of the remaining units cut per cycle")
     parser.add_argument("--heal", default="minutes=1.5")
     parser.add_argument(
         "--samples", type=int, nargs=3, metavar=("TRAIN", "VAL", "TEST"), default=SIZES.values()
@@ -185,7 +187,8 @@ def main() -> int:
     options = parser.parse_args()
     started = time.monotonic()
 
-    model = package_file(*MODEL)
+    options.output.mkdir(parents=True, exist_ok=True)
+    model = Path(shutil.copy(package_file(*MODEL), options.output))
     sizes = dict(zip(SIZES, options.samples, strict=True))
     print("rendering " + ", ".join(f"{n} {split}" for split, n in sizes.items()) + " lines ...", flush=True)
     data = render(options.output / "data", sizes, options.seed)
@@ -194,8 +197,8 @@ def main() -> int:
     targets = [argument for name in TARGETS for argument in ("--target", name)]
     condensec(
         str(model), *targets, "--data", str(data["train"]), "--val", str(data["validation"]),
-        "--budget", options.budget, "--max-drop", options.max_drop, "--heal", options.heal,
-        "--seed", str(options.seed), "--output", str(result),
+        "--budget", options.budget, "--max-drop", options.max_drop, "--step", options.step,
+        "--heal", options.heal, "--seed", str(options.seed), "--output", str(result),
     )  # fmt: skip
 
     figures = collect(model, result, data["test"])
