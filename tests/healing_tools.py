@@ -50,7 +50,8 @@ for case in json.load(open(sys.argv[2])):
             d = rng.standard_normal(feeds[name].shape).astype(np.float32)
             step = 1e-3
             up, down = ({**feeds, name: feeds[name] + s * step * d} for s in (1, -1))
-            numeric = float(forward.run(["heal.loss"], up)[0] - forward.run(["heal.loss"], down)[0]) / (2 * step)
+            change = forward.run(["heal.loss"], up)[0] - forward.run(["heal.loss"], down)[0]
+            numeric = float(change) / (2 * step)
             exact = float((grads[name].astype(np.float64) * d).sum())
             scale = max(abs(numeric), abs(exact), case["scale"])
             worst[name] = max(worst.get(name, 0.0), abs(numeric - exact) / scale)
@@ -112,7 +113,8 @@ class Case:
             constants,
         )
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=10 if self.opset <= 21 else 11), feeds
+        version = 10 if self.opset <= 21 else 11
+        return helper.make_model(graph, opset_imports=opsets, ir_version=version), feeds
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ def test_a_dead_group_costs_nothing() -> None:
         tensor = analysis.model.graph.initializers[ref.tensor]
         if ref.tensor != first.name and len(tensor.shape) == 2:
             tensor.const_value = ir.tensor(np.zeros(tensor.shape.numpy(), np.float32), name=ref.tensor)
-    curve = measure(analysis, unit_order(analysis, criteria.get("l2")), samples_for(analysis)).curves[group.id]
+    order = unit_order(analysis, criteria.get("l2"))
+    curve = measure(analysis, order, samples_for(analysis)).curves[group.id]
     assert max(curve.loss) == 0.0
 
 
@@ -157,9 +158,10 @@ def test_what_cannot_be_reached_is_said_and_steps_are_bounded() -> None:
     impossible = choose(analysis, flat_curves(analysis), [Goal("macs", macs, 0.0)], grid)
     assert not impossible.reached
     assert all(n == 1 for n in impossible.counts.values())
-    few = choose(analysis, flat_curves(analysis), [Goal("macs", macs, 0.0)], grid, max_units=3)
+    nothing = [Goal("macs", macs, 0.0)]
+    few = choose(analysis, flat_curves(analysis), nothing, grid, max_units=3)
     assert sum(g.size for g in analysis.groups) - sum(few.counts.values()) == 3
-    further = choose(analysis, flat_curves(analysis), [Goal("macs", macs, 0.0)], grid, few.counts, max_units=1)
+    further = choose(analysis, flat_curves(analysis), nothing, grid, few.counts, max_units=1)
     assert sum(few.counts.values()) - sum(further.counts.values()) == 1
     assert all(further.counts[k] <= few.counts[k] for k in few.counts)
 

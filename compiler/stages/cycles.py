@@ -77,6 +77,8 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
     before = job.full_counts(progress.best.counts)
     if dict(choice.counts) == before:
         return replace(progress, finished=True, reached=choice.reached)
+    if progress.strict and dict(choice.counts) == progress.failed:  # the grid is coarser than the step
+        return _rolled_back(job, progress)
     units = means.units(job, choice.counts)
     cut, weights = steps.run("prune", _cut, job, units, progress.best)
     left = _cycles_left(means, choice, progress)
@@ -97,7 +99,7 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
     spent = progress.heal_seconds + healed.gradient_seconds
     progress = replace(progress, cycles=(*progress.cycles, cycle), heal_seconds=spent)
     if not safe and not later:
-        return _rolled_back(job, progress)
+        return _rolled_back(job, replace(progress, failed=dict(choice.counts)))
     best = Candidate(dict(choice.counts), units, healed.weights, healed.metric)
     return replace(
         progress,

@@ -17,7 +17,7 @@ from condensec.errors import ConfigError
 from condensec.report.model import Cycle
 
 VERSION = 1
-_PLAIN = ("step", "strict", "gains", "correction", "heal_seconds", "rounds", "finished", "reached")
+_PLAIN = ("step", "strict", "failed", "gains", "correction", "heal_seconds", "rounds", "finished", "reached")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Progress:
         cycles: what was tried so far.
         step: current share of units a cycle.
         strict: every cycle has to keep the guard (one that was to be healed later couldn't be).
+        failed: widths of the last cut that was rolled back; not tried again.
         gains: share of the latency that emission alone leaves, uncut, by limit.
         correction: measured over modelled latency, by limit.
         heal_seconds: gradient healing used so far.
@@ -60,6 +61,7 @@ class Progress:
     cycles: tuple[Cycle, ...] = ()
     step: float = 0.1
     strict: bool = False
+    failed: Mapping[str, int] = field(default_factory=dict)
     gains: Mapping[str, float] = field(default_factory=dict)
     correction: Mapping[str, float] = field(default_factory=dict)
     heal_seconds: float = 0.0

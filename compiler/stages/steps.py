@@ -34,6 +34,11 @@ class Steps:
         self.seconds: dict[str, float] = {}
         self.peak_mb: dict[str, float] = {}
         self.done: list[str] = []
+        self._started = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds since the first step could start."""
+        return time.monotonic() - self._started
 
     def run(self, name: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Run one step.

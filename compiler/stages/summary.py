@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from condensec.data import TensorSpec
 from condensec.hardware import bench, isa
 from condensec.metrics import interval
 from condensec.passes.groups import Analysis, analyze
@@ -21,6 +22,7 @@ from condensec.report.model import (
     Check,
     DataSummary,
     Figures,
+    GraphRun,
     Guard,
     Healing,
     Latency,
@@ -58,9 +60,14 @@ def model_info(job: Job) -> ModelInfo:
         opset=job.analysis.context.opset,
         nodes=len(list(model.graph)),
         producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
-        inputs={spec.name: str(spec) for spec in signature.inputs},
-        outputs={spec.name: str(spec) for spec in signature.outputs},
+        inputs={spec.name: _type_of(spec) for spec in signature.inputs},
+        outputs={spec.name: _type_of(spec) for spec in signature.outputs},
     )
+
+
+def _type_of(spec: TensorSpec) -> str:
+    """``float32[N,3,48,192]``."""
+    return str(spec).removeprefix(spec.name).strip()
 
 
 def metric_on_test(job: Job, model: ir.Model | Path) -> MetricValue:
@@ -125,11 +132,13 @@ def layer_cuts(job: Job, cut: Cut, counts: Mapping[str, int]) -> tuple[LayerCut,
     return tuple(found)
 
 
-def verification(proven: Proven, cut: Cut) -> Verification:
-    """The proof in the report's words."""
+def verification(proven: Proven, cut: Cut, targets: Mapping[str, TargetResult]) -> Verification:
+    """The proof in the report's words. Every emitted graph was run and judged on the test samples."""
     proof = proven.proof
+    shapes = proven.runs[0].inputs if proven.runs else ""
+    runs = (*proven.runs, *(GraphRun(t.file, shapes, note=t.precision) for t in targets.values() if t.file))
     if proof is None:
-        return Verification(runs=proven.runs, note="nothing was cut")
+        return Verification(runs=runs, note="nothing was cut")
     allowed = proof.tolerance * proof.scale
     exact = Check(proof.exact_groups, proof.max_abs_error, allowed, proof.passed)
     approximate = Check(
@@ -139,7 +148,7 @@ def verification(proven: Proven, cut: Cut) -> Verification:
         proof.passed,
         note="a norm, softmax or mean reduces over these: the reference is restricted to the kept units",
     )
-    return Verification(exact, approximate if proof.approximate_groups else None, proven.runs)
+    return Verification(exact, approximate if proof.approximate_groups else None, runs)
 
 
 def target_results(
@@ -287,7 +296,7 @@ def conclude(
         after=after,
         targets=targets,
         cycles=progress.cycles,
-        verification=verification(proven, cut),
+        verification=verification(proven, cut, targets),
         budgets=budgets,
         guard=guard_result(job, progress.safe.metric),
         healing=healing_result(means.healer, progress, steps),
@@ -333,7 +342,7 @@ def started(job: Job, means: Means, steps: Steps) -> Report:
         after=empty,
         sensitivity=means.sensitivity.to_json(),
         sensitivity_unit="output error, relative to the outputs' variance",
-        timings={k: round(v, 4) for k, v in steps.seconds.items()},
+        timings={**{k: round(v, 4) for k, v in steps.seconds.items()}, "total": round(steps.elapsed(), 4)},
         peak_rss_mb=peak_rss_mb(),
         environment=environment(job),
         stage_rss_mb=dict(steps.peak_mb),
