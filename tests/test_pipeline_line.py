@@ -53,7 +53,12 @@ def test_the_files_of_a_run_and_what_they_say(model: Path, data: Path, tmp_path:
     assert report.before.metric.value == 1.0
     assert report.verification.exact.passed
     assert report.verification.exact.groups > 0
-    assert [run.inputs for run in report.verification.runs] == ["input: 1x3x16x16", "input: 3x3x16x16"]
+    assert [(run.file, run.inputs) for run in report.verification.runs] == [
+        ("model.onnx", "input: 1x3x16x16"),
+        ("model.onnx", "input: 3x3x16x16"),
+        ("mobile-cpu/model.onnx", "input: 1x3x16x16"),
+    ]
+    assert report.timings["total"] >= report.timings["groups"]
     plan = read_plan(out / "plan.json")
     assert plan.digest() == report.plan_sha256
     cut = onnx.load(out / "model.onnx")
