@@ -206,7 +206,7 @@ def test_worker_ends_with_its_parent(tmp_path: Path) -> None:
     ) as parent:
         assert parent.stdout is not None
         for line in parent.stdout:
-            if "samples/s" in line:
+            if "epoch 1.00" in line:
                 break
         workers = _children(parent.pid)
         assert len(workers) == 1

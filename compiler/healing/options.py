@@ -19,7 +19,7 @@ class HealOptions:
         epochs: passes over the training samples; 3 if there is no budget at all.
         minutes: wall time of the training itself, validation included; None where `epochs` is the budget.
         batch: samples a step; a model of fixed batch size takes its own.
-        lr: peak step size, relative to each weight's own root mean square (0.002 = 0.2% a step).
+        lr: peak step size, relative to each weight's own root mean square (0.008 = 0.8% a step).
         optimizer: "adamw" or "sgd" (momentum 0.9).
         weight_decay: decoupled, on tensors of two or more axes.
         warmup: share of the run in which the step grows from zero.
@@ -34,8 +34,8 @@ class HealOptions:
 
     epochs: float | None = None
     minutes: float | None = None
-    batch: int = 64
-    lr: float = 2e-3
+    batch: int = 32
+    lr: float = 8e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
     warmup: float = 0.05

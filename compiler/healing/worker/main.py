@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-import threading
 import time
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import numpy as np
 
 # ruff: noqa: TID251 (these are this package's own modules, under whatever name it was started)
+from .channel import Channel, peak_rss_mb, write_npz
 from .data import Batches
 from .engine import Engine
 from .optimizer import Flat, Optimizer, Settings
@@ -23,31 +21,6 @@ _STARTED = time.monotonic()
 _PROGRESS_EVERY = 0.5  # seconds between two progress lines
 _SAVE_EVERY = 120.0  # seconds between two checkpoints within an epoch
 _RETRIES = 2  # diverged runs are rolled back and slowed down this often
-
-
-class Channel:
-    """JSON lines to and from the parent; the process ends with the parent."""
-
-    def __init__(self) -> None:
-        # What native code prints on stdout must not get between the lines.
-        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
-        self._answers: Queue[dict[str, Any]] = Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        for line in sys.stdin:
-            self._answers.put(json.loads(line))
-        os._exit(3)  # the parent is gone
-
-    def send(self, event: str, **fields: Any) -> None:
-        """One event."""
-        print(json.dumps({"event": event, **fields}), file=self._out, flush=True)
-
-    def ask(self, event: str, **fields: Any) -> dict[str, Any]:
-        """One event, and the parent's answer to it."""
-        self.send(event, **fields)
-        return self._answers.get()
 
 
 class Run:
@@ -78,6 +51,7 @@ class Run:
         # Seconds used in this and earlier processes, this one's start included.
         self._spent = time.monotonic() - _STARTED
         self._stepped, self._stepping = 0, 0.0  # steps and their seconds in this process
+        self._told = 0.0
         self._losses: list[float] = []
         self._validated = 0.0
         self._value = math.inf
@@ -123,7 +97,7 @@ class Run:
 
     def _train_round(self) -> bool:
         """Train up to the next validation; False if the run diverged and was rolled back."""
-        begun = told = saved = last = time.monotonic()
+        begun = saved = last = time.monotonic()
         target = self._round_seconds()
         for batch in self._train.epoch(self._epoch, self._position):
             loss = self._engine.step(batch)
@@ -139,8 +113,8 @@ class Run:
             self._stepping += now - last
             self._stepped += 1
             last = now
-            if now - told > _PROGRESS_EVERY:
-                told = now
+            if now - self._told > _PROGRESS_EVERY:
+                self._told = now
                 self._report(now - begun)
             if now - saved > _SAVE_EVERY:
                 saved = now
@@ -276,26 +250,6 @@ class Run:
 def vars_of(settings: Settings) -> dict[str, Any]:
     """A settings object as a dictionary."""
     return {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
-
-
-def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write under a temporary name, then move into place."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def peak_rss_mb() -> float:
-    """Largest resident set of this process so far, in MiB; 0 where the system doesn't say."""
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def main(arguments: list[str]) -> int:
