@@ -39,7 +39,7 @@ class Atom:
         exact: False where a norm or softmax reduces over the units.
         hints: roles seen so far (``head``, ``head_dim``, ``neuron``, ...), for naming only.
         data: whether the size is that of an axis of the data, which may differ from run to run.
-        origins: ids of the atoms this one was cut from; pieces of one axis share them.
+        origins: ids of the atoms this one was cut from, empty for a whole; pieces of one axis share them.
     """
 
     id: int
@@ -79,9 +79,9 @@ class Axes:
 
     # -- making terms ---------------------------------------------------------------------------
 
-    def atom(self, size: int, *, origins: frozenset[int] | None = None) -> Atom:
+    def atom(self, size: int, *, origins: frozenset[int] = frozenset()) -> Atom:
         """A new axis of ``size`` units that nothing is known about."""
-        new = Atom(self._count, size, origins=frozenset((self._count,)) if origins is None else origins)
+        new = Atom(self._count, size, origins=origins)
         self._count += 1
         return new
 
@@ -117,13 +117,24 @@ class Axes:
     def resolve(self, term: Term) -> Term:
         """The term with every refined atom replaced, flattened."""
         if isinstance(term, Atom):
-            if term.ref is None:
-                return term
-            term.ref = self.resolve(term.ref)
-            return term.ref
-        if isinstance(term, Sum):
-            return self.sum(term.parts)
-        return self.product(term.factors)
+            return term if term.ref is None else self._follow(term)
+        inner = term.parts if isinstance(term, Sum) else term.factors
+        if all(isinstance(t, Atom) and t.ref is None for t in inner):
+            return term
+        return self.sum(inner) if isinstance(term, Sum) else self.product(inner)
+
+    def _follow(self, atom: Atom) -> Term:
+        """Where a chain of refinements ends. The chain is shortened: the next walk is one step."""
+        path = [atom]
+        end: Term = atom
+        while isinstance(end, Atom) and end.ref is not None:
+            path.append(end)
+            end = end.ref
+        if not isinstance(end, Atom):
+            end = self.resolve(end)
+        for passed in path:
+            passed.ref = end
+        return end
 
     def atoms(self, term: Term) -> list[Atom]:
         """The unrefined atoms of a term, in order of appearance, without repeats."""
@@ -198,7 +209,7 @@ class Axes:
                 inner.frozen = atom.frozen
             if whole or not isinstance(term, Prod):
                 inner.hints |= atom.hints
-            if whole:
+            if whole and atom.origins:
                 inner.origins |= atom.origins
 
     def _unify_sums(self, a: Term, b: Term) -> None:
@@ -268,7 +279,8 @@ class Axes:
             return [term]
         if isinstance(term, Atom):
             edges = [0, *bounds, term.size]
-            parts = [self.atom(hi - lo, origins=term.origins) for lo, hi in pairwise(edges)]
+            origins = term.origins or frozenset((term.id,))
+            parts = [self.atom(hi - lo, origins=origins) for lo, hi in pairwise(edges)]
             self._define(term, Sum(tuple(parts), term.size))
             return list(parts)
         if isinstance(term, Prod):

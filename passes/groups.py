@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.axes import Atom, Axes, Term
+from condensec.passes.collector import paused
 from condensec.passes.context import Context, Kept
 from condensec.passes.layers import Layer, find_layers
 from condensec.passes.normalize import Normalized, normalize
@@ -143,16 +144,16 @@ def analyze(
     Raises:
         ModelError: shapes can't be worked out.
     """
-    normalized = normalize(model)
-    world = build_world(normalized.model, shapes)
-    analysis = _read(normalized, world, freeze)
-    shuffles = find(normalized.model.graph, world)
-    if not shuffles:
-        return analysis
-    other = Normalized(normalized.model.clone(), normalized.splits)
-    apart = world.copy()
-    gather_instead(other.model.graph, apart, find(other.model.graph, apart))
-    return min(analysis, _read(other, apart, freeze), key=_macs_of_half)
+    with paused():
+        normalized = normalize(model)
+        world = build_world(normalized.model, shapes)
+        analysis = _read(normalized, world, freeze)
+        if not find(normalized.model.graph, world):
+            return analysis
+        other = Normalized(normalized.model.clone(), normalized.splits)
+        apart = world.copy()
+        gather_instead(other.model.graph, apart, find(other.model.graph, apart))
+        return min(analysis, _read(other, apart, freeze), key=_macs_of_half)
 
 
 def _read(normalized: Normalized, world: World, freeze: str | None) -> Analysis:
@@ -222,7 +223,7 @@ def _bundles(free: list[Atom]) -> list[list[Atom]]:
     """Atoms of one unit that were cut from the same axes form one group together."""
     bundles: dict[object, list[Atom]] = {}
     for atom in free:
-        bundles.setdefault(atom.origins if atom.size == 1 else atom.id, []).append(atom)
+        bundles.setdefault((atom.origins or atom.id) if atom.size == 1 else atom.id, []).append(atom)
     return list(bundles.values())
 
 

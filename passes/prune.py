@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.errors import PostconditionError, PreconditionError
+from condensec.passes.collector import paused
 from condensec.passes.context import AttributeRewrite, Kept
 from condensec.passes.groups import Analysis
 from condensec.passes.layers import take_out
@@ -35,6 +36,7 @@ class Cut:
     plan: Plan
 
 
+@paused()
 def prune(
     analysis: Analysis,
     units: Mapping[str, Sequence[int]],
