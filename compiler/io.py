@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from condensec import streaming
 from condensec.errors import ConfigError, ModelError
 from condensec.model_checks import check_content, check_external, check_graph, graphs, tensors
 from condensec.model_signature import signature
@@ -132,14 +133,8 @@ def sha256(path: Path) -> str:
 
 
 def _write_inline(model: ir.Model, draft: Path) -> None:
-    """Write with every weight inside. External weights are views of their files, so they aren't copied."""
-    import onnx_ir as ir
-
-    copy = model
-    if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model)):
-        copy = model.clone()
-        _bring_inside(copy)
-    draft.write_bytes(ir.to_proto(copy).SerializeToString())
+    """Write with every weight inside, one large weight at a time."""
+    streaming.write(model, draft, _bring_inside)
 
 
 def _bring_inside(model: ir.Model) -> None:
