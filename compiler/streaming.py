@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from condensec.errors import ModelError
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -68,8 +70,8 @@ def _write_bytes(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
 
     content = tensor.tobytes()
     if len(content) != tensor.nbytes:
-        raise ValueError(
-            f"weight '{tensor.name}' has {len(content)} bytes where {tensor.nbytes} were expected"
+        raise ModelError(
+            f"weight '{tensor.name}' has {len(content)} bytes, not {tensor.nbytes}", node=tensor.name
         )
     file.write(content)
     if isinstance(tensor, ir.ExternalTensor):
