@@ -62,7 +62,7 @@ def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
     proto = onnx.TensorProto(name=name, dims=dims, data_type=int(tensor.dtype))
     if tensor.doc_string:
         proto.doc_string = tensor.doc_string
-    return proto.SerializeToString() + _tag(_RAW_DATA, tensor.nbytes)
+    return bytes(proto.SerializeToString()) + _tag(_RAW_DATA, tensor.nbytes)
 
 
 def _write_bytes(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
