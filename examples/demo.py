@@ -33,8 +33,11 @@ from packaged import package_file
 
 MODEL = ("rapidocr-onnxruntime", "ch_ppocr_mobile_v2.0_cls_infer.onnx")
 TARGETS = ("host", "mobile-cpu")
-SIZES = {"train": 2000, "validation": 2000, "test": 2000}
+SIZES = {"train": 6000, "validation": 2000, "test": 2000}
 RESULT = "orientation.condensed"
+NOTE = """
+The original has never seen such lines; healing shows the smaller one some, with labels. Accuracy gained that way is
+the training's merit, not the cut's: it makes up for what the cut lost."""
 
 Correct = NDArray[np.bool_]
 
@@ -177,10 +180,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="condensec's demo, on a real model and rendered text lines.")
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder (default: demo)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", default="latency<=0.7x")
+    parser.add_argument("--budget", default="latency<=0.5x")
     parser.add_argument("--max-drop", default="0.5", help="points of validation accuracy that may go")
-    parser.add_argument("--step", default="0.25", help="share of the remaining units cut per cycle")
-    parser.add_argument("--heal", default="minutes=1.5")
+    parser.add_argument("--step", default="0.5", help="share of the remaining units cut per cycle")
+    parser.add_argument("--heal", default="minutes=2.5")
     parser.add_argument(
         "--samples", type=int, nargs=3, metavar=("TRAIN", "VAL", "TEST"), default=SIZES.values()
     )
@@ -206,6 +209,7 @@ def main() -> int:
     (options.output / "demo.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     print(f"\nOn {figures['test_lines']} test lines that neither condensec nor the training has seen:\n")
     print(table(figures["columns"]))
+    print(NOTE)
     print(f"\n{figures['seconds']:.0f} s in all. Report: {result / 'report.html'}")
     return 0
 
