@@ -36,8 +36,8 @@ TARGETS = ("host", "mobile-cpu")
 SIZES = {"train": 6000, "validation": 2000, "test": 2000}
 RESULT = "orientation.condensed"
 NOTE = """
-The original has never seen such lines; healing shows the smaller one some, with labels. Accuracy gained that way is
-the training's merit, not the cut's: it makes up for what the cut lost."""
+The original has never seen such lines; healing shows the smaller one some, with labels. Accuracy gained
+that way is the training's merit, not the cut's: it makes up for what the cut lost."""
 
 Correct = NDArray[np.bool_]
 
