@@ -4,8 +4,8 @@
 
 Two graphs that grow: residual blocks of convolutions (7 nodes each), and transformer layers with decomposed
 norms and shape arithmetic (75 nodes each). Every size runs in a process of its own: `analyze`, then `prune`
-with half of every group, without the proof's runs. In the table: seconds of both, microseconds a node, and the
-peak memory above that of the loaded model, in KiB a node: linear means that the last two stay flat.
+with half of every group, without the proof's runs. In the table: seconds of both, microseconds a node, and
+the peak memory above that of the loaded model, in KiB a node: linear means that the last two stay flat.
 """
 
 from __future__ import annotations

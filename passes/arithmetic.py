@@ -24,6 +24,12 @@ FOLDABLE = names(
 )
 
 
+def is_known(node: ir.Node, values: Mapping[str, object]) -> bool:
+    """Whether all outputs somebody named have known values."""
+    named = [o.name for o in node.outputs if o.name]
+    return bool(named) and all(name in values for name in named)
+
+
 def evaluate_node(
     node: ir.Node, values: Mapping[str, np.ndarray[Any, Any]], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[np.ndarray[Any, Any]] | None:

@@ -226,7 +226,8 @@ class Context:
         term = self.layout(value)[axis]
         if term is not None:
             self.axes.reduced(term)
-            self.axes.hint(term, "hidden")
+            if axis == len(self.layout(value)) - 1:  # features of tokens; channels of an image come earlier
+                self.axes.hint(term, "hidden")
             self.reductions.append(Reduction(node, index, axis, term))
 
     def contracts(self, node: ir.Node, index: int, axis: int, operands: tuple[int, ...] = (0, 1)) -> None:

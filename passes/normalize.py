@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
+from condensec.errors import ModelError
 from condensec.plan import Split
 
 # A shared vector longer than this is taken for a real shared weight, not a deduplicated bias.
@@ -36,7 +37,10 @@ def normalize(original: ir.Model) -> Normalized:
     """Return a normalized copy. Tensors are shared with the original, never copied."""
     model = original.clone()
     if model.functions:
-        ir_passes.InlinePass()(model)
+        try:
+            ir_passes.InlinePass()(model)
+        except Exception as error:  # a function that calls itself, or one that isn't there
+            raise ModelError(f"the model's local functions can't be inlined: {error}") from error
         model.functions.clear()
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ir_passes.RemoveInitializersFromInputsPass()(model)

@@ -7,6 +7,7 @@ import re
 import onnx_ir as ir
 
 from condensec.passes import rules
+from condensec.passes.arithmetic import is_known
 from condensec.passes.context import Context, InputRewrite, UnknownShape
 
 
@@ -26,7 +27,7 @@ def read_graph(context: Context, graph: ir.Graph) -> None:
 
 def _pin_sizes(context: Context, node: ir.Node, before: int) -> None:
     """Sizes that a node computes with (the root of a head's size, say) stay what they were before the cut."""
-    if all((o.name or "") in context.world.values for o in node.outputs):
+    if is_known(node, context.world.values):
         return
     own = {r.index for r in context.rewrites[before:] if isinstance(r, InputRewrite)}
     for index, value in enumerate(node.inputs):
@@ -53,9 +54,9 @@ def _freeze_sizes(context: Context, value: ir.Value, reason: str) -> None:
 def _apply_rule(context: Context, node: ir.Node) -> None:
     if all(v is None or context.is_constant(v) for v in node.inputs):
         context.constants.update(node.outputs)
-    if all((o.name or "") in context.world.values for o in node.outputs):
+    if is_known(node, context.world.values):
         for output in node.outputs:  # shape arithmetic: rewritten with the cut, never cut itself
-            context.set(output, [None] * context.world.values[output.name or ""].ndim)
+            context.set(output, [None] * len(context.world.shape(output) or ()))
         return
     found = rules.find(node)
     reason = f"operator {node.op_type} has no rule"

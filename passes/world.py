@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from condensec.errors import ModelError
 from condensec.passes import standins
-from condensec.passes.arithmetic import FOLDABLE, SMALL, evaluate_node
+from condensec.passes.arithmetic import FOLDABLE, SMALL, evaluate_node, is_known
 from condensec.passes.probe import probe_shapes, run_for_shapes
 
 BATCH = 2  # a sample batch of two keeps a reshape of batch*heads apart from one of heads
@@ -196,7 +196,7 @@ def _infer_shapes(model: ir.Model, world: World) -> None:
             graph.input.append(_info(name, value.dtype, world.shapes[name], value))
     produced: set[str] = set()
     for node in model.graph:
-        if all((o.name or "") in known for o in node.outputs):
+        if is_known(node, known):
             continue
         proto = ir.serde.serialize_node(node)
         produced.update(o for o in proto.output if o)
@@ -245,7 +245,7 @@ def _evaluate(nodes: list[ir.Node], world: World) -> None:
     for node in nodes:
         if node.domain not in ("", "ai.onnx") or node.op_type not in FOLDABLE:
             continue
-        if all((o.name or "") in world.values for o in node.outputs):
+        if is_known(node, world.values):
             continue
         results = evaluate_node(node, world.values, world.shapes)
         if results is None:
@@ -254,7 +254,9 @@ def _evaluate(nodes: list[ir.Node], world: World) -> None:
             i is not None and i.name in world.derived for i in node.inputs
         )
         for output, array in zip(node.outputs, results, strict=False):
-            world.values[output.name or ""] = array
-            world.shapes[output.name or ""] = array.shape
+            if not output.name:
+                continue  # an optional output nobody asked for
+            world.values[output.name] = array
+            world.shapes[output.name] = array.shape
             if derived:
-                world.derived.add(output.name or "")
+                world.derived.add(output.name)

@@ -140,6 +140,37 @@ simple_tokens(
     features=7,
 )
 
+simple_tokens(
+    "weight behind cast",
+    "i = Cast<to=1>(wt) p = MatMul(a, i) b = Relu(p)",
+    {"wt": np.random.default_rng(9).normal(size=(6, 7)).astype(np.float16)},
+    features=7,
+)
+simple_tokens(
+    "weight behind reshape",
+    "i = Reshape(wt, z) p = MatMul(a, i) b = Relu(p)",
+    {"wt": (6, 7, 1), "z": ints(6, 7)},
+    features=7,
+)
+simple_tokens(
+    "weights sliced from one",
+    "i = Slice(wt, z, n, o) j = Slice(wt, n, e, o) p = MatMul(a, i) q = MatMul(a, j) r = Sigmoid(p) b = Mul(q, r)",
+    {"wt": (6, 14), "z": ints(0), "n": ints(7), "e": ints(14), "o": ints(1)},
+    features=7,
+)
+simple_tokens(
+    "weights joined from two",
+    "i = Concat<axis=1>(wt, wu) p = MatMul(a, i) b = Relu(p)",
+    {"wt": (6, 4), "wu": (6, 3)},
+    features=7,
+)
+simple(
+    "weight standardized",
+    "m = ReduceMean<axes=[1,2,3]>(wd) d = Sub(wd, m) b = Conv(a, d)",
+    {"wd": (5, 6, 3, 3)},
+    channels=5,
+)
+
 # -- norms ----------------------------------------------------------------------------------------------
 PAIR = {"s": (6,), "t": (6,)}
 simple(

@@ -273,6 +273,31 @@ def test_values_captured_by_a_subgraph_are_frozen_and_the_rest_is_cut() -> None:
     assert found.proof.passed
 
 
+def test_weights_captured_by_a_subgraph_are_frozen() -> None:
+    nodes = """a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a)
+        k = If(flag)<then_branch = t () => (float[] r) { r = Conv(b, w2) },
+            else_branch = e () => (float[] r2) { r2 = Conv(b, w2) }>
+        d = Conv(k, w3) e = Relu(d) y = Conv(e, w4)"""
+    weights = {**CONVS, "w3": (6, 4, 1, 1), "w4": (2, 6, 1, 1), "flag": np.array(False)}
+    found = trial(tiny(nodes, x=[2, 3, 6, 6], weights=weights))
+    assert places(found.analysis) == [{"w3:0", "w4:1"}]
+    assert "w2" not in found.cut.plan.slices
+    assert found.proof.passed
+
+
+def test_optional_outputs_without_a_name_and_nodes_without_names() -> None:
+    model = residual_cnn(width=8)
+    model.graph.node.insert(3, helper.make_node("Dropout", ["stem.relu_out"], ["dropped", ""]))
+    for node in model.graph.node:
+        node.name = ""
+        for i, name in enumerate(node.input):
+            if name == "stem.relu_out" and node.op_type == "Conv":
+                node.input[i] = "dropped"
+    found = trial(model, batches=(1, 3))
+    assert found.removed == 24
+    assert found.proof.relative_error < 1e-5
+
+
 def test_a_rule_that_fails_freezes_its_node_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     from condensec.passes import rules
 
