@@ -508,6 +508,40 @@ def _experts() -> onnx.ModelProto:
     return tiny(nodes, x=["N", 5, 4], weights=weights)  # type: ignore[arg-type]
 
 
+@case("fused mixture of experts")
+def _fused_experts() -> onnx.ModelProto:
+    rng = np.random.default_rng(1)
+    shapes = {"e1": (4, 8, 6), "f1": (4, 8), "e2": (4, 6, 8), "f2": (4, 6)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = """m = MatMul(x, w1) a = Add(m, b1) r = MatMul(a, wr)
+        h = com.microsoft.MoE<k=2, activation_type="gelu">(a, r, e1, f1, e2, f2) y = MatMul(h, w2)"""
+    return tiny(
+        nodes,
+        x=["N", 4],
+        weights={**weights, "w1": (4, 6), "b1": (6,), "wr": (6, 4), "w2": (6, 3)},
+        domains=MS,
+    )
+
+
+@case("routed mixture of experts")
+def _routed_experts() -> onnx.ModelProto:
+    """Each token goes to the expert its router likes best; results are added back where the tokens were."""
+    lines = [
+        "m = MatMul(x, w1) a = Add(m, b1) r = MatMul(a, wr) g = Softmax(r) v, i = TopK(g, one) s0 = Mul(a, zero)"
+    ]
+    weights: dict[str, object] = {
+        "w1": (4, 6), "b1": (6,), "wr": (6, 2), "w2": (6, 3), "one": ints(1), "zero": np.float32(0), "last": ints(-1), "first": ints(0),
+    }  # fmt: skip
+    for e in range(2):
+        lines.append(
+            f"q{e} = Equal(i, n{e}) f{e} = Squeeze(q{e}, last) z{e} = NonZero(f{e}) p{e} = Squeeze(z{e}, first) t{e} = Gather(a, p{e})"
+            f" u{e} = MatMul(t{e}, k{e}) c{e} = Relu(u{e}) d{e} = MatMul(c{e}, l{e}) x{e} = Gather(v, p{e}) h{e} = Mul(d{e}, x{e})"
+            f' j{e} = Unsqueeze(p{e}, last) s{e + 1} = ScatterND<reduction="add">(s{e}, j{e}, h{e})'
+        )
+        weights |= {f"n{e}": np.int64(e), f"k{e}": (6, 8), f"l{e}": (8, 6)}
+    return tiny(" ".join([*lines, "y = MatMul(s2, w2)"]), x=["N", 4], weights=weights, opset=18)  # type: ignore[arg-type]
+
+
 @case("tied embedding")
 def _tied() -> onnx.ModelProto:
     nodes = "e = Gather(emb, x) m = MatMul(e, w1) r = Relu(m) n = MatMul(r, w2) a = Add(e, n) t = Transpose(emb) y = MatMul(a, t)"
