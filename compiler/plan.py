@@ -104,7 +104,12 @@ class ShapeEdit:
 
 @dataclass(frozen=True)
 class RemovedLayer:
-    """A residual block taken out whole."""
+    """A residual block taken out whole.
+
+    Attributes:
+        id: name of the block within this model.
+        nodes: its nodes by their first outputs (which always have names), the sum last.
+    """
 
     id: str
     nodes: tuple[str, ...]
