@@ -104,7 +104,7 @@ def build_world(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = 
         ModelError: the shapes contradict each other at every sample size tried.
     """
     world = _try(model, shapes)
-    if isinstance(world, World) and (shapes or not _open_sizes(model) or not _gaps(model, world)):
+    if isinstance(world, World) and (shapes or not _open_sizes(model) or _fits(model, world)):
         return world
     probed = probe_shapes(model) if shapes is None else None
     found = _try(model, probed) if probed is not None else None
@@ -135,6 +135,17 @@ def _open_sizes(model: ir.Model) -> bool:
     """Whether an input leaves a size open, its first axis apart."""
     dims = [d for v in model.graph.inputs if v.shape is not None for d in v.shape.dims[1:]]
     return not all(isinstance(d, int) and d > 0 for d in dims)
+
+
+def _fits(model: ir.Model, world: World) -> bool:
+    """Whether the sample sizes contradict nothing in the model, and lead to all shapes."""
+    if _gaps(model, world):
+        return False
+    try:
+        _infer_shapes(model, world, strict=True)
+    except onnx.shape_inference.InferenceError:
+        return False
+    return True
 
 
 def _gaps(model: ir.Model, world: World) -> list[str]:
@@ -181,8 +192,8 @@ def _is_seed(tensor: ir.TensorProtocol) -> bool:
     return tensor.size == 1 and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
-def _infer_shapes(model: ir.Model, world: World) -> None:
-    """One run of ONNX shape inference on a copy without weights."""
+def _infer_shapes(model: ir.Model, world: World, *, strict: bool = False) -> None:
+    """One run of ONNX shape inference on a copy without weights; ``strict``: errors of a node are raised."""
     graph = onnx.GraphProto(name="sample")
     inits = model.graph.initializers
     known = dict(world.values)
@@ -212,7 +223,7 @@ def _infer_shapes(model: ir.Model, world: World) -> None:
             graph.value_info[-1].CopyFrom(_info(name, None, sizes, None))
     imports = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
     proto = onnx.ModelProto(ir_version=max(model.ir_version, 4), graph=graph, opset_import=imports)
-    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=strict, data_prop=True)
     for info in (*inferred.graph.value_info, *inferred.graph.output):
         tensor = info.type.tensor_type
         world.dtypes[info.name] = tensor.elem_type

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from cutting import tiny, trial
+from graph_builder import Builder
 from models import (
     BUILDERS,
     as_constant_nodes,
@@ -378,3 +379,43 @@ def test_a_gated_unit_and_its_split_stay_in_step() -> None:
     found = trial(split_net(width=8), keep=0.25, batches=(1, 3))
     assert found.proof.relative_error < 1e-5
     assert found.weight("gate.conv.weight").shape[0] % 2 == 0
+
+
+def test_open_sizes_that_dont_fit_are_found_by_running_the_model() -> None:
+    """Height and width are stated as open, but only 32 fits the linear layer in the middle."""
+    nodes = """a = Conv<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x, w1) b = Relu(a)
+        c = Flatten(b) d = MatMul(c, w2) e = Relu(d) y = MatMul(e, w3)"""
+    weights = {"w1": (6, 3, 3, 3), "w2": (6 * 16 * 16, 8), "w3": (8, 2)}
+    model = tiny(nodes, x=["N", 3, "H", "W"], weights=weights)
+    found = trial(model, batches=(1, 3))
+    assert found.analysis.world.inputs["x"][2:] == (32, 32)
+    assert [g.size for g in found.analysis.groups] == [6, 8]
+    assert found.proof.relative_error < 1e-5
+
+
+def test_values_that_nothing_can_infer_are_learnt_from_one_run() -> None:
+    """How many rows NonZero finds is known only when it has run."""
+    nodes = """m = MatMul(x, w1) a = Relu(m) g = Greater(p, zero) n = NonZero(g) q = Squeeze(n, first)
+        t = Gather<axis=0>(a, q) u = MatMul(t, w2) y = ReduceSum<keepdims=0>(u, first)"""
+    weights = {"w1": (4, 6), "w2": (6, 3), "zero": np.float32(0), "first": np.array([0])}
+    found = trial(tiny(nodes, x={"x": ["N", 4], "p": ["N"]}, weights=weights))
+    assert [g.size for g in found.analysis.groups] == [6]
+    assert found.proof.passed
+
+
+def test_a_chain_of_thousands_of_residual_blocks_is_one_group_and_one_for_each() -> None:
+    """Deeper than Python's stack, and no set grows with its length."""
+    b, x, blocks = Builder(0), "x", 1100
+    b.input("x", ["N", 4])
+    for k in range(blocks):
+        y = b.op("Relu", f"relu{k}", b.gemm(f"a{k}", x, 4, 4))
+        x = b.op("Add", f"add{k}", b.gemm(f"b{k}", y, 4, 4), x if k else b.gemm("stem", x, 4, 4))
+    b.gemm("fc", x, 4, 2, "y")
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])]
+    graph = helper.make_graph(b.nodes, "deep", b.inputs, outputs, b.initializers)
+    analysis = analysis_of(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
+    assert len(analysis.groups) == blocks + 1
+    assert max(len(g.axes) for g in analysis.groups) > 2 * blocks
+    assert len(analysis.layers) == blocks
