@@ -418,4 +418,4 @@ def test_a_chain_of_thousands_of_residual_blocks_is_one_group_and_one_for_each()
     )
     assert len(analysis.groups) == blocks + 1
     assert max(len(g.axes) for g in analysis.groups) > 2 * blocks
-    assert len(analysis.layers) == blocks
+    assert len(analysis.layers) == blocks - 1  # the first one adds two projections
