@@ -100,6 +100,8 @@ def test_without_data_fidelity_is_judged_and_the_report_says_so(model: Path, tmp
     assert report.before.metric.name in ("agreement", "cosine")
     assert any("accuracy was not measured" in note for note in report.notes)
     assert report.guard.drop <= 1.0
+    assert report.budgets
+    assert not any(budget.asked for budget in report.budgets)
 
 
 def test_the_guard_rolls_back_and_the_best_safe_model_is_written(

@@ -210,9 +210,8 @@ def budget_results(
             }.get(budget.kind, (after.bytes, before.bytes))
             value = new / max(1, old) if budget.relative else float(new)
         slack = 1.05 if budget.kind == "latency" else 1.001  # a measured latency is met within 5%
-        found.append(
-            Budget(budget.expr, value is not None and value <= budget.value * slack, value, limit.target)
-        )
+        met = value is not None and value <= budget.value * slack
+        found.append(Budget(budget.expr, met, value, limit.target, asked=budgets.asked))
     return tuple(found)
 
 
