@@ -144,7 +144,7 @@ def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact
         precision=job.config.quantize,
         samples=job.data.splits.calibration,
         threads=job.config.jobs,
-        accept=accept if job.config.quantize == "auto" else None,
+        accept=accept if job.config.quantize != "none" else None,
     )
 
 
