@@ -25,17 +25,24 @@ import numpy as np
 from masked import save_masked
 
 
+def unpacked(source: Path, folder: Path) -> Path:
+    """The folder with arrays `input`, `labels` in train.npz and val.npz; packed ones are unpacked once."""
+    with np.load(source / "train.npz", allow_pickle=False) as packed:
+        if "input" in packed.files:
+            return source
+    if not (folder / "val.npz").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, str(source / "unpack.py"), str(folder)], check=True)
+    return folder
+
+
 def prepare(source: Path, folder: Path, train: int, seed: int) -> dict[str, Path]:
     """Writes train, validation and test .npz (arrays `input`, `labels`) and returns where.
 
     `train` images are drawn from the training set with the seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with np.load(source / "train.npz", allow_pickle=False) as packed:
-        unpacked = "input" in packed.files
-    if not unpacked:
-        subprocess.run([sys.executable, str(source / "unpack.py"), str(folder / "unpacked")], check=True)
-        source = folder / "unpacked"
+    source = unpacked(source, folder / "unpacked")
     with np.load(source / "train.npz", allow_pickle=False) as data:
         x, labels = data["input"], data["labels"]
     chosen = np.sort(np.random.default_rng(seed).permutation(len(x))[:train])

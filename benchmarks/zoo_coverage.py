@@ -98,9 +98,8 @@ def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def in_own_process(path: Path, keep: float, seed: int, limit: float) -> dict[str, object]:
-    """`examine` where a crash or a hang costs one row, not the table."""
-    command = [sys.executable, __file__, "--one", str(path), "--keep", str(keep), "--seed", str(seed)]
+def isolated(path: Path, command: list[str], limit: float) -> dict[str, object]:
+    """What a process of its own prints of one model: a crash or a hang costs one row, not the table."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
@@ -130,9 +129,11 @@ def main() -> int:
         parser.error("MODELS has to be a folder with .onnx files")
 
     rows = []
+    further = [f"--keep={options.keep}", f"--seed={options.seed}"]
     for path in sorted(options.folder.glob("*.onnx")):
         if any(part in path.stem for part in options.only):
-            rows.append(in_own_process(path, options.keep, options.seed, options.limit))
+            command = [sys.executable, __file__, "--one", str(path), *further]
+            rows.append(isolated(path, command, options.limit))
             print(common.table([rows[-1]], ["model", *COLUMNS]).splitlines()[-1], file=sys.stderr, flush=True)
     print(common.table(rows, ["model", *COLUMNS]))
     good = [r for r in rows if r.get("proof") == "ok"]
