@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,7 @@ class Axes:
 
     def __init__(self) -> None:
         self._count = 0
+        self._log: list[tuple[Atom, tuple[Any, ...]]] | None = None  # states to go back to
 
     # -- making terms ---------------------------------------------------------------------------
 
@@ -133,6 +134,7 @@ class Axes:
         if not isinstance(end, Atom):
             end = self.resolve(end)
         for passed in path:
+            self._save(passed)
             passed.ref = end
         return end
 
@@ -154,6 +156,7 @@ class Axes:
         """No unit of the term may be removed. The first reason stays."""
         for atom in self.atoms(term):
             if atom.frozen is None:
+                self._save(atom)
                 atom.frozen = reason
 
     def is_free(self, term: Term) -> bool:
@@ -196,13 +199,40 @@ class Axes:
         else:
             self._unify_products(a, b)
 
+    def attempt(self, pairs: Sequence[tuple[Term, Term]]) -> bool:
+        """Unify all pairs, unless that froze a unit that is free: then nothing has changed.
+
+        Returns:
+            Whether they are the same now.
+        """
+        free = {a.id: a for pair in pairs for term in pair for a in self.atoms(term) if a.frozen is None}
+        log: list[tuple[Atom, tuple[Any, ...]]] = []
+        self._log = log
+        try:
+            for a, b in pairs:
+                self.unify(a, b)
+            agreed = all(inner.frozen is None for atom in free.values() for inner in self.atoms(atom))
+        finally:
+            self._log = None
+        if not agreed:
+            for atom, state in reversed(log):
+                atom.frozen, atom.exact, atom.data, atom.hints, atom.origins, atom.ref = state
+        return agreed
+
+    def _save(self, atom: Atom) -> None:
+        if self._log is not None:
+            state = (atom.frozen, atom.exact, atom.data, set(atom.hints), atom.origins, atom.ref)
+            self._log.append((atom, state))
+
     def _define(self, atom: Atom, term: Term) -> None:
         if any(inner is atom for inner in self.atoms(term)):
             self.freeze(term, "this axis is tied to a rearrangement of itself")
             return
+        self._save(atom)
         atom.ref = term
         whole = isinstance(term, Atom)
         for inner in self.atoms(term):
+            self._save(inner)
             inner.exact &= atom.exact
             inner.data |= atom.data
             if inner.frozen is None:

@@ -103,10 +103,36 @@ def _split_shared(graph: ir.Graph, values: dict[str | None, ir.Value], plan: Pla
                 f"the plan splits '{split.of}' for '{split.output}', which the original model doesn't have",
                 node=split.of,
             )
-        fresh = ir.Value(name=copy, shape=source.shape, type=source.type, const_value=_tensor(source))
+        tensor = ir.Tensor(_tensor(source).numpy(), dtype=_tensor(source).dtype, name=copy)
+        fresh = ir.Value(name=copy, shape=source.shape, type=source.type, const_value=tensor)
         graph.register_initializer(fresh)
-        user.replace_input_with(split.input, fresh)
+        seen = user.inputs[split.input] if split.input < len(user.inputs) else None
+        user.replace_input_with(split.input, _seen_anew(graph, user, seen, source, fresh))
         values[copy] = fresh
+
+
+def _seen_anew(
+    graph: ir.Graph, user: ir.Node, seen: ir.Value | None, source: ir.Value, fresh: ir.Value
+) -> ir.Value:
+    """What a user of a weight sees of its copy: the copy itself, or the same views of it (Transpose, ...)."""
+    views: list[ir.Node] = []
+    while seen is not source:
+        view = seen.producer() if seen is not None else None
+        if view is None:
+            raise PostconditionError(
+                f"the plan splits '{source.name}' for '{user.name}', which doesn't use it", node=source.name
+            )
+        views.append(view)
+        seen = source if source in view.inputs else view.inputs[0]
+    result, replaced = fresh, source
+    for view in reversed(views):
+        inputs = [result if v is replaced else v for v in view.inputs]
+        name = f"{_PREFIX}.{result.name}.{view.op_type}"
+        new = ir.Node(view.domain, view.op_type, inputs, list(view.attributes.values()), name=name)
+        new.outputs[0].name, new.outputs[0].type = f"{name}.out", view.outputs[0].type
+        graph.insert_before(user, new)
+        result, replaced = new.outputs[0], view.outputs[0]
+    return result
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:

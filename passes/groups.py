@@ -16,6 +16,7 @@ from condensec.passes.layers import Layer, find_layers
 from condensec.passes.normalize import Normalized, normalize
 from condensec.passes.reading import freeze_named, freeze_node, read_graph
 from condensec.passes.rehearsal import blocked
+from condensec.passes.sharing import Rejoin
 from condensec.passes.shuffle import find, gather_instead
 from condensec.passes.world import World, build_world
 from condensec.passes.zeros import settle
@@ -150,7 +151,7 @@ def analyze(
         analysis = _read(normalized, world, freeze)
         if not find(normalized.model.graph, world):
             return analysis
-        other = Normalized(normalized.model.clone(), normalized.splits)
+        other = replace(normalized, model=normalized.model.clone())
         apart = world.copy()
         gather_instead(other.model.graph, apart, find(other.model.graph, apart))
         return min(analysis, _read(other, apart, freeze), key=_macs_of_half)
@@ -161,7 +162,9 @@ def _read(normalized: Normalized, world: World, freeze: str | None) -> Analysis:
     opset = normalized.model.opset_imports.get("", normalized.model.opset_imports.get("ai.onnx", 1))
     context = Context(Axes(), world, opset)
     read_graph(context, graph)
-    freeze_named(context, graph, freeze)
+    freeze_named(context, graph, freeze, normalized.splits)
+    Rejoin(context, graph, normalized.splits, normalized.twins).settle(normalized.families)
+    normalized.families.clear()
     analysis = _collect(normalized, context)
     while any(freeze_node(context, node, reason) for node, reason in blocked(analysis)):
         analysis = _collect(normalized, context)

@@ -2,7 +2,8 @@
 
 Local functions are inlined, Constant nodes become initializers (same name), initializers are no longer
 overridable inputs, every node has a unique name, and small vectors shared by several nodes (deduplicated
-biases and scales) get one copy a user, so that two layers aren't tied by an accident of storage.
+biases and scales) get one copy a user, so that two layers aren't tied by an accident of storage. Other shared
+weights get copies until the graph has been read (see `sharing`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
 from condensec.errors import ModelError
+from condensec.passes import sharing
+from condensec.passes.tensors import borrowed
 from condensec.plan import Split
 
-# A shared vector longer than this is taken for a real shared weight, not a deduplicated bias.
-SPLIT_LIMIT = 1 << 16
 _SIZES = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)  # shapes and indices, not parameters
 
 
@@ -26,11 +27,15 @@ class Normalized:
 
     Attributes:
         model: the copy; the original is untouched, tensors are shared.
-        splits: copy name -> where it is used, for vectors that were shared by several nodes.
+        splits: copy name -> where it is used, for weights that were shared by several nodes.
+        twins: copies that are cut alike and share one copy: name -> the name it goes by in the model.
+        families: shared weights that nobody has tried to make one again yet.
     """
 
     model: ir.Model
     splits: dict[str, Split] = field(default_factory=dict)
+    twins: dict[str, str] = field(default_factory=dict)
+    families: list[sharing.Family] = field(default_factory=list)
 
 
 def normalize(original: ir.Model) -> Normalized:
@@ -47,7 +52,9 @@ def normalize(original: ir.Model) -> Normalized:
     if model.ir_version < 4:  # before 4, every initializer had to be an input
         model.ir_version = 4
     _name_nodes(model.graph)
-    return Normalized(model, _split_shared_vectors(model.graph))
+    splits = _split_shared_vectors(model.graph)
+    families = sharing.part(model.graph, splits)
+    return Normalized(model, splits, families=families)
 
 
 def _name_nodes(graph: ir.Graph) -> None:
@@ -70,13 +77,14 @@ def _split_shared_vectors(graph: ir.Graph) -> dict[str, Split]:
         if len(uses) < 2 or tensor is None or value in outputs or tensor.dtype in _SIZES:
             continue
         dims = [d for d in tensor.shape.numpy() if d != 1]
-        if len(dims) != 1 or dims[0] > SPLIT_LIMIT or any(u.node.graph is not graph for u in uses):
+        if len(dims) != 1 or dims[0] > sharing.VECTOR_LIMIT or any(u.node.graph is not graph for u in uses):
             continue
         for number, use in enumerate(uses):
             copy_name = f"{name}.copy{number}"
             while copy_name in graph.initializers:
                 copy_name += "_"
-            copy = ir.Value(name=copy_name, shape=value.shape, type=value.type, const_value=tensor)
+            copy = ir.Value(name=copy_name, shape=value.shape, type=value.type)
+            copy.const_value = borrowed(tensor, copy_name)
             graph.register_initializer(copy)
             use.node.replace_input_with(use.idx, copy)
             splits[copy_name] = Split(name, use.node.outputs[0].name or "", use.idx)

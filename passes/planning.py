@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from condensec.passes.context import Kept
 from condensec.passes.groups import Analysis
@@ -17,6 +17,7 @@ def describe(
     shapes: dict[str, ShapeEdit],
     removed: tuple[RemovedLayer, ...],
     sha256: str,
+    apart: Collection[str] = (),
 ) -> Plan:
     """The plan of a cut.
 
@@ -24,12 +25,15 @@ def describe(
         analysis: groups of the uncut model.
         units: kept unit indices by group id.
         kept: the same by atom.
-        slices: what was cut out of which weight, copies of shared vectors apart.
+        slices: what was cut out of which weight, copies of shared weights apart.
         shapes: constants of sizes that changed.
         removed: residual blocks taken out whole.
         sha256: hash of the original file.
+        apart: copies of shared weights that don't become one again.
     """
-    merged = _merged(analysis.normalized.splits, slices)
+    splits, twins = analysis.normalized.splits, analysis.normalized.twins
+    slices = {**slices, **{twin: slices[copy] for twin, copy in twins.items() if copy in slices}}
+    merged = _merged(splits, slices, apart)
     groups = tuple(
         GroupCut(
             g.id,
@@ -49,22 +53,22 @@ def describe(
         slices={merged.get(name, name): axes for name, axes in slices.items()},
         shapes=shapes,
         restrictions=_restrictions(analysis, kept),
-        splits={copy: split for copy, split in analysis.normalized.splits.items() if copy not in merged},
+        splits={copy: split for copy, split in splits.items() if copy not in merged},
         removed_layers=removed,
     )
 
 
 def _merged(
-    splits: Mapping[str, Split], slices: Mapping[str, Mapping[int, tuple[int, ...]]]
+    splits: Mapping[str, Split], slices: Mapping[str, Mapping[int, tuple[int, ...]]], apart: Collection[str]
 ) -> dict[str, str]:
-    """Copies of shared vectors that were all cut alike, and so stay one: copy name -> original name."""
+    """Copies of shared weights that were all cut alike, and so stay one: copy name -> original name."""
     families: dict[str, list[str]] = {}
     for copy, split in splits.items():
         families.setdefault(split.of, []).append(copy)
     return {
         copy: original
         for original, family in families.items()
-        if all(slices.get(copy) == slices.get(family[0]) for copy in family)
+        if all(slices.get(copy) == slices.get(family[0]) and copy not in apart for copy in family)
         for copy in family
     }
 

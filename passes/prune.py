@@ -6,7 +6,7 @@ arithmetic follow, and returns the cut model with the plan that describes it com
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from condensec.passes.groups import Analysis
 from condensec.passes.layers import take_out
 from condensec.passes.planning import describe
 from condensec.passes.resize import Resizer
+from condensec.passes.sharing import VIEWS
+from condensec.passes.tensors import reopened
 from condensec.plan import Plan, RemovedLayer, Split
 
 Array = npt.NDArray[Any]
@@ -43,6 +45,7 @@ def prune(
     *,
     layers: Sequence[str] = (),
     sha256: str = "",
+    apart: Collection[str] = (),
 ) -> Cut:
     """Cut a model.
 
@@ -51,6 +54,7 @@ def prune(
         units: kept unit indices by group id; absent groups stay whole.
         layers: ids of residual blocks to take out whole.
         sha256: hash of the original file, for the plan.
+        apart: copies of shared weights that have contents of their own by now, and don't become one again.
 
     Raises:
         PreconditionError: no layer has such an id, a group would lose all its units, or an index is out
@@ -72,7 +76,7 @@ def prune(
             resizer.rewrite(node, rewrite.index, lambda old, rewrite=rewrite: rewrite.new(kept, old))  # type: ignore[misc]
     _forget_shapes(model.graph)
     removed = _removed(analysis, layers)
-    plan = describe(analysis, units, kept, slices, resizer.edits(), removed, sha256)
+    plan = describe(analysis, units, kept, slices, resizer.edits(), removed, sha256, apart)
     _merge_copies(model.graph, plan, analysis.normalized.splits)
     take_out(model.graph, [layer for layer in analysis.layers if layer.id in layers])
     return Cut(model, plan)
@@ -158,7 +162,7 @@ def _sliced(tensor: ir.TensorProtocol, indices: Mapping[int, npt.NDArray[np.int6
     sizes = [len(indices.get(axis, range(int(size)))) for axis, size in enumerate(tensor.shape.numpy())]
 
     def cut() -> ir.TensorProtocol:
-        source = _reopened(tensor)
+        source = reopened(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor
         array = source.numpy()
         for axis, wanted in indices.items():
             array = np.take(array, wanted, axis=axis)
@@ -169,21 +173,6 @@ def _sliced(tensor: ir.TensorProtocol, indices: Mapping[int, npt.NDArray[np.int6
     if tensor.nbytes > LAZY_BYTES or (isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > SMALL_BYTES):
         return ir.LazyTensor(cut, dtype=tensor.dtype, shape=ir.Shape(sizes), name=tensor.name)
     return cut()
-
-
-def _reopened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """An external tensor with a mapping of its own, so that closing it lets go of the memory."""
-    if not isinstance(tensor, ir.ExternalTensor):
-        return tensor
-    return ir.ExternalTensor(
-        tensor.location,
-        tensor.offset,
-        tensor.length,
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape),
-        name=tensor.name or "",
-        base_dir=tensor.base_dir,
-    )
 
 
 def set_weight(value: ir.Value, array: Array, dtype: ir.DataType) -> None:
@@ -201,16 +190,36 @@ def _forget_shapes(graph: ir.Graph) -> None:
 
 
 def _merge_copies(graph: ir.Graph, plan: Plan, splits: Mapping[str, Split]) -> None:
-    """Copies of a shared vector that were cut alike become one again; of the others the original goes."""
+    """Copies of a shared weight that were cut alike become one again; of the others the original goes."""
     for copy, split in splits.items():
         if copy in plan.splits:
             graph.initializers.pop(split.of, None)
             continue
-        duplicate, value = graph.initializers[copy], graph.initializers[split.of]
+        duplicate, value = graph.initializers.get(copy), graph.initializers[split.of]
+        if duplicate is None:  # another stands for it
+            continue
         value.const_value, value.shape = duplicate.const_value, duplicate.shape
         for use in list(duplicate.uses()):
             use.node.replace_input_with(use.idx, value)
         del graph.initializers[copy]
+        _merge_views(graph, value)
+
+
+def _merge_views(graph: ir.Graph, value: ir.Value) -> None:
+    """Equal views of one weight become one."""
+    seen: dict[tuple[Any, ...], ir.Node] = {}
+    for use in list(value.uses()):
+        node = use.node
+        if node.op_type not in VIEWS or any(o.is_graph_output() for o in node.outputs):
+            continue
+        attributes = sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())
+        first = seen.setdefault((node.domain, node.op_type, node.inputs, *attributes), node)
+        if first is not node:
+            for other in list(node.outputs[0].uses()):
+                other.node.replace_input_with(other.idx, first.outputs[0])
+            graph.remove(node, safe=True)
+    for node in seen.values():
+        _merge_views(graph, node.outputs[0])
 
 
 def replay(analysis: Analysis, plan: Plan) -> Cut:
@@ -244,10 +253,21 @@ def carried(weights: Mapping[str, Array], before: Plan, after: Plan) -> dict[str
     apart = {copy: split.of for copy, split in after.splits.items() if copy not in before.splits}
     sources = {name: name for name in weights if name not in apart.values()}
     sources |= {copy: of for copy, of in apart.items() if of in weights}
+    for copy in sorted(after.splits.keys() - sources.keys()):  # another copy stood for it
+        twin = next((t for t in before.splits if t in weights and _alike(before, t, copy)), None)
+        if twin is not None:
+            sources[copy] = twin
     return {
         name: _deeper(name, weights[source], before.slices.get(source, {}), after.slices.get(name, {}))
         for name, source in sources.items()
     }
+
+
+def _alike(plan: Plan, a: str, b: str) -> bool:
+    """Whether two copies are of one weight and were cut alike."""
+    both = plan.splits.get(a), plan.splits.get(b)
+    same = both[0] is not None and both[1] is not None and both[0].of == both[1].of
+    return same and plan.slices.get(a) == plan.slices.get(b)
 
 
 def _deeper(

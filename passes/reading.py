@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from condensec.passes import rules
 from condensec.passes.arithmetic import is_known
 from condensec.passes.context import Context, InputRewrite, UnknownShape
+from condensec.plan import Split
 
 
 def read_graph(context: Context, graph: ir.Graph) -> None:
@@ -103,8 +106,10 @@ def _captured(node: ir.Node) -> list[ir.Value]:
     return found
 
 
-def freeze_named(context: Context, graph: ir.Graph, pattern: str | None) -> None:
-    """Freeze the nodes and weights whose names match a regular expression."""
+def freeze_named(
+    context: Context, graph: ir.Graph, pattern: str | None, splits: Mapping[str, Split] = MappingProxyType({})
+) -> None:
+    """Freeze the nodes and weights whose names match a regular expression, copies by the original's name."""
     if not pattern:
         return
     regex = re.compile(pattern)
@@ -114,5 +119,6 @@ def freeze_named(context: Context, graph: ir.Graph, pattern: str | None) -> None
                 if value is not None and value in context.layouts:
                     context.freeze_all(value, "named by --freeze")
     for name, value in graph.initializers.items():
-        if regex.search(name) and value in context.layouts:
+        known_as = splits[name].of if name in splits else name
+        if regex.search(known_as) and value in context.layouts:
             context.freeze_all(value, "named by --freeze")

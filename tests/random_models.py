@@ -235,10 +235,24 @@ class RandomModel:
         return self.op("Concat", batch, *(self.ints(n) for n in last), axis=0)
 
     def linear(self, t: Tokens, features: int) -> Tokens:
-        y = self.op("MatMul", t.name, self.weight(t.features, features))
+        y = self.op("MatMul", t.name, self._matrix(t.features, features))
         if self.rng.random() < 0.6:
             y = self.op("Add", y, self.weight(features, scale=0.2))
         return Tokens(y, t.length, features)
+
+    def _matrix(self, rows: int, columns: int) -> str:
+        """A weight, at times one that has users already: as it is, or transposed, or the transposed one."""
+        if self.rng.random() < 0.3:
+            for shape in ((rows, columns), (columns, rows)):
+                known = self.shared.get(shape)
+                if known is not None:
+                    turned = f"{known}_turned"
+                    if shape == (rows, columns):
+                        return known
+                    if not any(turned in node.output for node in self.b.nodes):
+                        self.b.op("Transpose", turned, known, outputs=[turned])
+                    return turned
+        return self.shared.setdefault((rows, columns), self.weight(rows, columns))
 
     def token_norm(self, t: Tokens) -> Tokens:
         scale = self.weight(t.features, scale=0.2, shift=1.0)

@@ -196,3 +196,37 @@ def test_atom_ids_count_from_zero_so_that_two_runs_agree() -> None:
         axes.pieces(axes.atom(6), [2, 4])
     assert isinstance(first.atom(1), Atom)
     assert first.atom(2).id == second.atom(2).id + 1
+
+
+def test_an_attempt_that_would_freeze_a_free_unit_changes_nothing() -> None:
+    axes = Axes()
+    free, frozen, rows = (
+        axes.atom(12),
+        axes.fixed(12, "an output"),
+        axes.product([axes.atom(3), axes.atom(4)]),
+    )
+    other, column = axes.atom(6), axes.atom(6)
+    axes.unify(free, axes.sum([other, column]))
+    pairs: list[tuple[Term, Term]] = [(rows, axes.atom(12)), (free, frozen)]
+    assert not axes.attempt(pairs)
+    assert [a.frozen for a in axes.atoms(free)] == [None, None]
+    assert axes.atoms(frozen) == [frozen]
+    assert isinstance(axes.resolve(pairs[0][1]), Atom)
+
+
+def test_an_attempt_that_freezes_nothing_ties_like_unification() -> None:
+    axes = Axes()
+    a, b, x, y = (axes.atom(12) for _ in range(4))
+    axes.freeze(x, "an output")
+    axes.freeze(y, "another")
+    assert axes.attempt([(a, b), (x, y)])
+    assert axes.resolve(a) is axes.resolve(b)
+    assert not axes.attempt([(a, x)])
+
+
+def test_an_attempt_to_tie_an_axis_to_a_rearrangement_of_itself_is_taken_back() -> None:
+    axes = Axes()
+    left, right = axes.atom(4), axes.atom(4)
+    assert not axes.attempt([(axes.sum([left, right]), axes.product([axes.atom(2), left]))])
+    assert left.frozen is None
+    assert right.frozen is None

@@ -133,10 +133,11 @@ def _choose(job: Job, means: Means, progress: Progress) -> Choice:
 
 def _cut(job: Job, units: Mapping[str, list[int]], best: Candidate) -> tuple[Cut, Weights]:
     """The deeper cut, and the weights healed so far, sliced for it."""
-    cut = prune(job.analysis, units, sha256=job.sha256)
+    healed = best.weights.keys()  # copies of a shared weight that were healed apart stay apart
+    cut = prune(job.analysis, units, sha256=job.sha256, apart=healed)
     if not best.weights:
         return cut, {}
-    before = prune(job.analysis, best.units, sha256=job.sha256).plan
+    before = prune(job.analysis, best.units, sha256=job.sha256, apart=healed).plan
     return cut, carried(best.weights, before, cut.plan)
 
 

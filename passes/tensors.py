@@ -1,0 +1,26 @@
+"""Tensors that share their contents with another."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def borrowed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """The contents of another tensor under a name of its own: writing a model out renames its tensors."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return reopened(tensor, name)
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=name)
+
+
+def reopened(tensor: ir.ExternalTensor, name: str | None = None) -> ir.ExternalTensor:
+    """An external tensor with a mapping of its own, so that closing it lets go of the memory."""
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name or "" if name is None else name,
+        base_dir=tensor.base_dir,
+    )
