@@ -8,8 +8,11 @@ from types import ModuleType
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from models import as_constant_nodes, random_feeds, residual_cnn, run, save
+
+from condensec.passes.groups import analyze
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -123,3 +126,24 @@ def test_spearman_shares_the_ranks_of_ties() -> None:
     assert stsb.spearman(a, np.exp(a)) == pytest.approx(1)
     assert stsb.spearman(a, -a) == pytest.approx(-1)
     assert stsb.spearman(a, np.array([2.0, 1, 4, 3, 5])) == pytest.approx(0.8)
+
+
+def test_the_least_a_cut_leaves_and_what_fixes_it() -> None:
+    """Stem from 3 channels and head to 10 classes keep half at best, what lies between them a quarter."""
+    from cutting import tiny
+
+    zoo = _load("zoo_coverage")
+    nodes = """a = Conv(x, w1) b = Relu(a) c = Conv(b, w2) d = Conv<group=8>(c, w3) e = GlobalAveragePool(d)
+        f = Flatten(e) y = Gemm<transB=1>(f, w4)"""
+    weights = {"w1": (8, 3, 1, 1), "w2": (8, 8, 1, 1), "w3": (8, 1, 1, 1), "w4": (10, 8)}
+    analysis = analyze(ir.from_proto(tiny(nodes, x=["N", 3, 4, 4], weights=weights)))
+    macs = {"Conv0": 16 * 24, "Conv2": 16 * 64, "Conv3": 16 * 8, "Gemm6": 80}
+    left = zoo.least_kept(analysis, 0.5)
+    assert left == {"Conv0": 16 * 12, "Conv2": 16 * 16, "Conv3": 16 * 4, "Gemm6": 40}
+    assert analysis.node_macs({}) == macs
+    why = zoo.one_axis(analysis)
+    assert why == {
+        "the model's input": pytest.approx(macs["Conv0"] / sum(macs.values())),
+        "depthwise": pytest.approx(macs["Conv3"] / sum(macs.values())),
+        "graph output 'y'": pytest.approx(macs["Gemm6"] / sum(macs.values())),
+    }
