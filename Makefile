@@ -97,8 +97,8 @@ bench-%: $(DEMO_ENV)/.stamp ## run benchmarks/%.py (dashes for underscores), e.g
 
 bench-list: ## the benchmarks there are
 	@cd benchmarks
-	grep -l '^def main' *.py | sed 's/\.py$$//; s/_/-/g' | while read -r name; do
-		printf '  make bench-%-18s %s\n' "$$name" "$$(head -1 "$${name//-/_}.py" | tr -d '"')"
+	grep -l '^def main' *.py */*.py | sed 's/\.py$$//; s/_/-/g' | while read -r name; do
+		printf '  make bench-%-20s %s\n' "$$name" "$$(head -1 "$${name//-/_}.py" | tr -d '"')"
 	done
 
 docs: $(DOCS_ENV)/.stamp ## the documentation as a site in site/; any warning is an error

@@ -30,7 +30,8 @@ def worker(folder: str) -> Any:
     return module
 
 
-def main() -> None:
+def serve() -> None:
+    """Train as asked until there is nobody to ask."""
     worker(sys.argv[1])
     from heal_worker.channel import peak_rss_mb  # type: ignore[import-not-found]
     from heal_worker.data import Batches  # type: ignore[import-not-found]
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

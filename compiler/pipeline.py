@@ -53,12 +53,18 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     if config.dry_run:
         return summary.dry_run(work, means, progress, steps)
     staging = checkpoints.folder / "staging"
+    last = False
     while True:
         progress = cycles.run_cycles(work, means, steps, checkpoints, progress)
         cut, healed = cycles.final_cut(work, progress.safe)
         proven = steps.run("verify", finish.prove, work, cut, healed)
         emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
         again = cycles.corrected(work, budgets, progress, emitted)
+        if again is None and not last:
+            last = True
+            again = cycles.polished(work, means, steps, progress)
+            if again is not None:
+                checkpoints.save(again)
         if again is None:
             break
         progress = again

@@ -92,7 +92,8 @@ def parse_budget(text: str) -> Budget:
 # -- healing ----------------------------------------------------------------------------------------
 
 AUTO_MINUTES = 2.0  # of gradient healing in all, when the user says nothing
-_HEAL_HINT = "write off, closed-form, auto, epochs=3 or minutes=10"
+_HEAL_HINT = "write off, closed-form, auto, epochs=3 or minutes=10 (and ',closed-form=off' to train only)"
+_TRAIN_ONLY = ",closed-form=off"
 
 
 @dataclass(frozen=True)
@@ -100,20 +101,22 @@ class Heal:
     """How a cut model learns again.
 
     Attributes:
-        mode: ``off``, ``closed-form``, ``auto``, ``epochs`` or ``minutes``. All but ``off`` begin with the
-            closed form; ``auto`` adds at most `AUTO_MINUTES` by gradient where there is real data.
+        mode: ``off``, ``closed-form``, ``auto``, ``epochs`` or ``minutes``. ``auto`` trains for at most
+            `AUTO_MINUTES` where there is real data.
         epochs: passes over the training samples, in mode ``epochs``.
         minutes: of gradient healing, in modes ``minutes`` and ``auto``.
+        train_only: no closed form before the training.
     """
 
     mode: str
     epochs: int | None = None
     minutes: float | None = None
+    train_only: bool = False
 
     @property
     def closed_form(self) -> bool:
-        """Whether weights are re-solved by least squares."""
-        return self.mode != "off"
+        """Whether weights are re-solved by least squares first."""
+        return self.mode != "off" and not self.train_only
 
     @property
     def gradient(self) -> bool:
@@ -121,13 +124,12 @@ class Heal:
         return self.mode in ("auto", "epochs", "minutes")
 
     def __str__(self) -> str:
-        if self.mode == "epochs":
-            return f"epochs={self.epochs}"
-        return f"minutes={self.minutes:g}" if self.mode == "minutes" else self.mode
+        text = {"epochs": f"epochs={self.epochs}", "minutes": f"minutes={self.minutes or 0:g}"}
+        return text.get(self.mode, self.mode) + (_TRAIN_ONLY if self.train_only else "")
 
 
 def parse_heal(text: str) -> Heal:
-    """``off``, ``closed-form``, ``auto``, ``epochs=3``, ``minutes=10``.
+    """``off``, ``closed-form``, ``auto``, ``epochs=3``, ``minutes=10``, ``minutes=10,closed-form=off``.
 
     Raises:
         ConfigError: anything else.
@@ -136,12 +138,13 @@ def parse_heal(text: str) -> Heal:
         return Heal(text)
     if text == "auto":
         return Heal("auto", minutes=AUTO_MINUTES)
-    key, _, value = text.partition("=")
+    only = text.replace(" ", "").endswith(_TRAIN_ONLY)
+    key, _, value = text.partition(",")[0].partition("=") if only else text.partition("=")
     try:
         if key == "epochs" and int(value) > 0:
-            return Heal("epochs", epochs=int(value))
+            return Heal("epochs", epochs=int(value), train_only=only)
         if key == "minutes" and 0 < float(value) < math.inf:
-            return Heal("minutes", minutes=float(value))
+            return Heal("minutes", minutes=float(value), train_only=only)
     except ValueError:
         pass
     raise ConfigError(f"--heal '{text}' can't be read", hint=_HEAL_HINT)

@@ -91,6 +91,8 @@ def test_heal_and_shape() -> None:
         True,
     ]
     assert not parse_heal("off").closed_form
+    only = parse_heal("minutes=2, closed-form=off")
+    assert (str(only), only.gradient, only.closed_form) == ("minutes=2,closed-form=off", True, False)
     for text in ("", "on", "epochs=0", "epochs=1.5", "minutes=0", "minutes=inf", "minutes=nan", "epochs"):
         refused("closed-form", heal=text)
     assert parse_shape("a=b=1x3,7") == ("a=b", (1, 3, 7))

@@ -190,6 +190,28 @@ def _heal(
     return best, pruned
 
 
+def polished(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress | None:
+    """The accepted model trained for the minutes that are left; None where that didn't help, or none are."""
+    seconds = means.healer.polish_seconds(progress)
+    if seconds is None or not progress.safe.units:
+        return None
+    safe = progress.safe
+    cut = prune(job.analysis, safe.units, sha256=job.sha256)
+    before = Healed(weights=safe.weights, metric=float("nan") if safe.metric is None else safe.metric)
+    try:
+        trained = steps.run("heal", means.healer.train, cut, safe.weights, seconds)
+    except HealError:
+        return None
+    after = _better(job, steps, cut, before, trained)
+    if after.weights is before.weights:
+        return None
+    best = replace(safe, weights=after.weights, metric=after.metric)
+    spent = progress.heal_seconds + after.gradient_seconds
+    last = replace(progress.cycles[-1], metric_healed=after.metric, note="then trained for the minutes left")
+    cycles = (*progress.cycles[:-1], last) if progress.cycles[-1].accepted else progress.cycles
+    return replace(progress, best=best, safe=best, heal_seconds=spent, cycles=cycles)
+
+
 def _better(job: Job, steps: Steps, cut: Cut, before: Healed, after: Healed) -> Healed:
     """The healed weights where they are at least as good, else those before; time spent counts either way."""
     weights = {**before.weights, **after.weights}

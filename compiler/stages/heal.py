@@ -23,8 +23,13 @@ from condensec.stages.steps import Steps
 Weights = Mapping[str, npt.NDArray[Any]]
 LEAST_SECONDS = 2.0  # below that the worker's start costs more than it heals
 REPAIR_SAMPLES = 256
-LAST = 0.6  # share of the training time that is kept for the last cycle
-SLACK = 5.0  # times what the guard allows may be lost on the way, if training is to come
+EARLY = 0.25  # share of the training time for all cycles before the last one
+LAST = 0.8  # of what is left, for the last cycle; the rest polishes the result, or is for another try
+SLACK = 5.0  # times what the guard allows may be lost on the way, if training is to come,
+FAR = 10.0  # or so many points, if the training
+WORTH = 0.05  # of the asked minutes: less isn't worth another start
+ENOUGH = 20_000  # sees so many samples (in proportion, if it sees fewer)
+TRAINED_PER_SECOND = 1e10  # MACs of one forward run; a cautious figure, about a third of what two cores do
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,34 @@ class Healer:
         if progress.strict:
             share = left / 2 if last or endangered else 0.0
         else:
-            early = left * (1 - LAST) / cycles_left if endangered else 0.0
+            early = left * EARLY / cycles_left if endangered else 0.0
             share = left * LAST if last else early
         return share if share >= LEAST_SECONDS else None
 
     def can_wait(self, progress: Progress, metric: float) -> bool:
-        """Whether a model over the guard may be cut on: training in the last cycle can bring it back."""
+        """Whether a model over the guard may be cut on: training in the last cycle can bring it back.
+
+        How much it can bring back is a matter of how many samples it will see; estimated by the size of the
+        model, never by the clock.
+        """
         if not self._gradient:
             return False
-        time_left = self.spec.epochs is not None or self._left(progress) * LAST >= LEAST_SECONDS
-        return time_left and self._job.points_lost(metric) <= SLACK * self._job.config.max_drop
+        samples = float(self.spec.epochs or 0) * len(self._job.data.splits.train)
+        if self.spec.epochs is None:
+            seconds = self._left(progress) * LAST
+            if seconds < LEAST_SECONDS:
+                return False
+            samples = seconds * TRAINED_PER_SECOND / max(1, self._job.analysis.macs())
+        allowed = max(SLACK * self._job.config.max_drop, FAR * min(1.0, samples / ENOUGH))
+        return self._job.points_lost(metric) <= allowed
+
+    def polish_seconds(self, progress: Progress) -> float | None:
+        """Seconds for a last training of the accepted model, or None where there is nothing to gain."""
+        if not self._gradient or self.spec.epochs is not None or not self.spec.minutes:
+            return None
+        left, metric = self._left(progress), progress.safe.metric
+        lost = metric is None or self._job.points_lost(metric) > 0
+        return left if lost and left >= max(LEAST_SECONDS, WORTH * 60 * self.spec.minutes) else None
 
     @property
     def _gradient(self) -> bool:

@@ -1,0 +1,134 @@
+"""What each part earns: the same model and budget by condensec whole, and with one part taken away at a time.
+
+Each control is a run of `condensec` with other options and no guard, so that all of them end at the same
+budget and what they lose can be compared. One more control isn't cut at all: the original, trained on for
+as long.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import common
+
+Judge = Callable[[Path], Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of the table of goals.
+
+    Attributes:
+        model: the original.
+        data: `--data`, `--val` and what belongs to them.
+        budget: what is asked for.
+        minutes: of training.
+        judge: figures of a graph on test samples that condensec never sees.
+        output: folder for the results.
+        seed: for all of them.
+        step: share of the units a cycle.
+    """
+
+    model: Path
+    data: Sequence[str]
+    budget: str
+    minutes: float
+    judge: Judge
+    output: Path
+    seed: int
+    step: float = 0.1
+
+
+def variants(task: Task) -> dict[str, list[str]]:
+    """Options by name of the run; the first is condensec as it is meant."""
+    heal = ["--heal", f"minutes={task.minutes:g}"]
+    step = ["--step", f"{task.step:g}"]
+    budget = ["--budget", task.budget]
+    return {
+        "condensec": [*budget, *heal, *step],
+        "one-shot": [*budget, *heal, "--step", "1"],
+        "random choice": [*budget, *heal, *step, "--criterion", "random"],
+        "no closed form": [*budget, "--heal", f"minutes={task.minutes:g},closed-form=off", *step],
+        "no training": [*budget, "--heal", "closed-form", *step],
+        "no healing": [*budget, "--heal", "off", *step],
+    }
+
+
+def run(task: Task, name: str, further: Sequence[str] = ()) -> dict[str, object]:
+    """One variant, and how good its graph is."""
+    folder = task.output / name.replace(" ", "-")
+    done = common.condensec(
+        task.model, folder, *task.data, *variants(task)[name],
+        "--max-drop", "inf", "--seed", str(task.seed), *further,
+    )  # fmt: skip
+    report = done.report
+    left = report["after"]["macs"] / report["before"]["macs"]
+    row: dict[str, object] = {"run": name, "MACs": left, **_ratio(report)}
+    row |= {"cycles": len(report["cycles"]), "seconds": round(done.seconds)}
+    return {**row, **task.judge(done.graph())}
+
+
+def uniform(task: Task, share: float, further: Sequence[str] = ()) -> dict[str, object]:
+    """Every group cut to the same share by magnitude, with the closed form and the same training."""
+    folder = task.output / "uniform"
+    done = common.condensec(
+        task.model, folder, *task.data, "--keep", f"{share:g}", "--criterion", "magnitude",
+        "--heal", f"minutes={task.minutes:g}", "--max-drop", "inf", "--seed", str(task.seed), *further,
+    )  # fmt: skip
+    left = done.report["after"]["macs"] / done.report["before"]["macs"]
+    row = {"run": "uniform magnitude", "MACs": left, **_ratio(done.report), "seconds": round(done.seconds)}
+    return {**row, **task.judge(done.graph())}
+
+
+def dense(task: Task) -> dict[str, object]:
+    """The original, trained on for as long as the others: what the training alone is good for."""
+    task.output.mkdir(parents=True, exist_ok=True)
+    path = task.output / "dense-trained.onnx"
+    program, model = str(Path(sys.executable).with_name("condensec")), str(task.model)
+    command = [
+        program, "heal", model, "--teacher", model, *task.data, "--heal", f"minutes={task.minutes:g}",
+        "--seed", str(task.seed), "-o", str(path), "--json",
+    ]  # fmt: skip
+    started = time.monotonic()
+    path.unlink(missing_ok=True)
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"condensec heal ended with exit code {done.returncode}")
+    graph = Path(json.loads(done.stdout)["file"])
+    row = {"run": "dense, trained on", "MACs": 1.0, "seconds": round(time.monotonic() - started)}
+    return {**row, **task.judge(graph)}
+
+
+def _ratio(report: Mapping[str, Any]) -> dict[str, object]:
+    target = report["targets"].get("host")
+    return {"latency": target["ratio"]} if target else {}
+
+
+def compare(
+    task: Task, names: Sequence[str], share: float, further: Sequence[str]
+) -> list[dict[str, object]]:
+    """Rows of the table: the original, condensec, and the controls asked for."""
+    rows: list[dict[str, object]] = [{"run": "dense", "MACs": 1.0, **task.judge(task.model)}]
+    for name in names:
+        if name == "dense, trained on":
+            rows.append(dense(task))
+        elif name == "uniform magnitude":
+            rows.append(uniform(task, share, further))
+        else:
+            rows.append(run(task, name, further))
+        print(common.table([rows[0], rows[-1]]), file=sys.stderr, flush=True)
+    return rows
+
+
+NAMES = (
+    "condensec", "one-shot", "random choice", "uniform magnitude", "no closed form", "no training",
+    "no healing",    "dense, trained on",
+)  # fmt: skip
