@@ -1,4 +1,4 @@
-"""For the tests of legalization: forward equality and finite-difference gradient checks, many at a time.
+"""For the tests of healing: a student to heal, and gradient checks of legalizations, many at a time.
 
 Gradients come from onnxruntime-training, which lives in another Python: all cases are written to files
 and one process of that Python answers them all.
@@ -15,14 +15,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+from models import random_feeds
 from onnx import TensorProto, helper, numpy_helper
 
-from condensec.healing import environment
+from condensec.data import Samples
+from condensec.healing import HealOptions, HealResult, environment, heal
 from condensec.healing.client import _BOOT
 from condensec.healing.graph import Emitter
+from condensec.healing.judge import with_weights
 from condensec.healing.losses import LOSS
 from condensec.healing.static import infer, run, run_model
 from condensec.healing.training import differentiable_copy
+from condensec.metrics import METRICS
+from condensec.runner import Session
 
 _CHECK = """
 import json, os, sys
@@ -175,3 +180,44 @@ def check_gradients(written: list[Written], folder: Path) -> dict[str, dict[str,
     )
     found: dict[str, dict[str, Any]] = json.loads(answers.read_text())
     return found
+
+
+def noisy(model: onnx.ModelProto, share: float = 0.4) -> onnx.ModelProto:
+    """The same network with its weight matrices disturbed: what a cut leaves, in a smaller way."""
+    rng = np.random.default_rng(0)
+    student = onnx.ModelProto()
+    student.CopyFrom(model)
+    for tensor in student.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32 and array.ndim >= 2:
+            noise = rng.standard_normal(array.shape).astype(np.float32) * array.std() * share
+            tensor.CopyFrom(numpy_helper.from_array(array + noise, tensor.name))
+    return student
+
+
+class Setting:
+    """Teacher, student and samples in a folder."""
+
+    def __init__(
+        self, folder: Path, teacher: onnx.ModelProto, student: onnx.ModelProto, count: int = 512
+    ) -> None:
+        self.folder = folder
+        self.teacher, self.student, self.state = folder / "t.onnx", folder / "s.onnx", folder / "state"
+        onnx.save(teacher, self.teacher)
+        onnx.save(student, self.student)
+        self.model = student
+        feeds = random_feeds(teacher, count + 128, seed=3)
+        labels = Session(teacher).run_samples(Samples(feeds))
+        classes = next(iter(labels.values())).argmax(-1)
+        self.train = Samples({k: v[:count] for k, v in feeds.items()}, labels=classes[:count])
+        self.validation = Samples({k: v[count:] for k, v in feeds.items()}, labels=classes[count:])
+
+    def heal(self, metric: Any = None, progress: Any = None, **options: Any) -> HealResult:
+        return heal(
+            self.student, self.teacher, self.train, self.validation, HealOptions(**options),
+            metric=metric, state=self.state, progress=progress,
+        )  # fmt: skip
+
+    def accuracy(self, weights: Any) -> float:
+        outputs = Session(with_weights(self.model, weights)).run_samples(self.validation)
+        return METRICS["top1"].value(outputs, self.validation)

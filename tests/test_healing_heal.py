@@ -14,17 +14,14 @@ from typing import Any
 
 import models
 import numpy as np
-import onnx
 import pytest
-from models import random_feeds
+from healing_tools import Setting, noisy
 from onnx import TensorProto, helper, numpy_helper
 
 from condensec.data import Samples
 from condensec.errors import ConfigError, HealError
-from condensec.healing import HealOptions, HealResult, environment, heal
-from condensec.healing.judge import with_weights
+from condensec.healing import HealOptions, environment
 from condensec.metrics import METRICS
-from condensec.runner import Session
 
 posix = pytest.mark.skipif(os.name == "nt", reason="uses signals and shell scripts")
 
@@ -35,53 +32,12 @@ def worker() -> Path:
     return environment.ensure()
 
 
-def _noisy(model: onnx.ModelProto, share: float = 0.4) -> onnx.ModelProto:
-    """The same network with its weight matrices disturbed: what a cut leaves, in a smaller way."""
-    rng = np.random.default_rng(0)
-    student = onnx.ModelProto()
-    student.CopyFrom(model)
-    for tensor in student.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.dtype == np.float32 and array.ndim >= 2:
-            noise = rng.standard_normal(array.shape).astype(np.float32) * array.std() * share
-            tensor.CopyFrom(numpy_helper.from_array(array + noise, tensor.name))
-    return student
-
-
-class Setting:
-    """Teacher, student and samples in a folder."""
-
-    def __init__(
-        self, folder: Path, teacher: onnx.ModelProto, student: onnx.ModelProto, count: int = 512
-    ) -> None:
-        self.folder = folder
-        self.teacher, self.student, self.state = folder / "t.onnx", folder / "s.onnx", folder / "state"
-        onnx.save(teacher, self.teacher)
-        onnx.save(student, self.student)
-        self.model = student
-        feeds = random_feeds(teacher, count + 128, seed=3)
-        labels = Session(teacher).run_samples(Samples(feeds))
-        classes = next(iter(labels.values())).argmax(-1)
-        self.train = Samples({k: v[:count] for k, v in feeds.items()}, labels=classes[:count])
-        self.validation = Samples({k: v[count:] for k, v in feeds.items()}, labels=classes[count:])
-
-    def heal(self, metric: Any = None, progress: Any = None, **options: Any) -> HealResult:
-        return heal(
-            self.student, self.teacher, self.train, self.validation, HealOptions(**options),
-            metric=metric, state=self.state, progress=progress,
-        )  # fmt: skip
-
-    def accuracy(self, weights: Any) -> float:
-        outputs = Session(with_weights(self.model, weights)).run_samples(self.validation)
-        return METRICS["top1"].value(outputs, self.validation)
-
-
 @pytest.mark.parametrize(
     "build", [models.depthwise_se_cnn, models.transformer_encoder], ids=lambda f: f.__name__
 )
 def test_a_disturbed_student_learns_its_teacher(tmp_path: Path, build: Any) -> None:
     teacher = build()
-    setting = Setting(tmp_path, teacher, _noisy(teacher))
+    setting = Setting(tmp_path, teacher, noisy(teacher))
     raw = setting.student.read_bytes()
     lines: list[tuple[float, str]] = []
     result = setting.heal(
@@ -106,7 +62,7 @@ def test_a_disturbed_student_learns_its_teacher(tmp_path: Path, build: Any) -> N
 
 def test_without_labels_and_metric_the_validation_loss_decides(tmp_path: Path) -> None:
     teacher = models.mlp()
-    setting = Setting(tmp_path, teacher, _noisy(teacher))
+    setting = Setting(tmp_path, teacher, noisy(teacher))
     setting.train = Samples(setting.train.inputs)
     setting.validation = Samples(setting.validation.inputs)
     result = setting.heal(epochs=5, batch=32)
@@ -116,7 +72,7 @@ def test_without_labels_and_metric_the_validation_loss_decides(tmp_path: Path) -
 
 def test_constant_node_weights_fixed_batch_and_frozen_names(tmp_path: Path) -> None:
     teacher = models.as_constant_nodes(models.with_batch(models.mlp(), 16))
-    student = models.as_constant_nodes(models.with_batch(_noisy(models.mlp()), 16))
+    student = models.as_constant_nodes(models.with_batch(noisy(models.mlp()), 16))
     setting = Setting(tmp_path, teacher, student)
     result = setting.heal(epochs=3, freeze="^fc0")
     assert result.weights
@@ -135,7 +91,7 @@ def test_a_perfect_student_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_diverging_run_is_rolled_back(tmp_path: Path) -> None:
     teacher = models.mlp()
-    setting = Setting(tmp_path, teacher, _noisy(teacher))
+    setting = Setting(tmp_path, teacher, noisy(teacher))
     said: list[str] = []
     result = setting.heal(progress=lambda share, text: said.append(text), epochs=6, lr=1e30, optimizer="sgd")
     assert any("diverged" in text for text in said)
@@ -145,7 +101,7 @@ def test_a_diverging_run_is_rolled_back(tmp_path: Path) -> None:
 
 def test_a_time_budget_is_kept(tmp_path: Path) -> None:
     teacher = models.depthwise_se_cnn()
-    setting = Setting(tmp_path, teacher, _noisy(teacher))
+    setting = Setting(tmp_path, teacher, noisy(teacher))
     result = setting.heal(minutes=0.15, batch=32)
     assert result.seconds == pytest.approx(9.0, abs=2.0)
     assert result.after < result.before
@@ -154,7 +110,7 @@ def test_a_time_budget_is_kept(tmp_path: Path) -> None:
 @posix
 def test_killed_worker_costs_the_call_and_the_next_call_goes_on(tmp_path: Path) -> None:
     teacher = models.depthwise_se_cnn()
-    setting = Setting(tmp_path, teacher, _noisy(teacher))
+    setting = Setting(tmp_path, teacher, noisy(teacher))
     straight = setting.heal(epochs=4, batch=32)
 
     def shoot(share: float, text: str) -> None:
@@ -186,7 +142,7 @@ def _children(parent: int) -> list[int]:
 @posix
 def test_worker_ends_with_its_parent(tmp_path: Path) -> None:
     teacher = models.depthwise_se_cnn()
-    setting = Setting(tmp_path, teacher, _noisy(teacher))
+    setting = Setting(tmp_path, teacher, noisy(teacher))
     np.savez(tmp_path / "x.npz", **setting.train.inputs)
     script = textwrap.dedent(
         """
@@ -206,7 +162,7 @@ def test_worker_ends_with_its_parent(tmp_path: Path) -> None:
     ) as parent:
         assert parent.stdout is not None
         for line in parent.stdout:
-            if "epoch 1.00" in line:
+            if "on validation" in line and "epoch 0.00" not in line:
                 break
         workers = _children(parent.pid)
         assert len(workers) == 1
@@ -257,7 +213,7 @@ def test_a_failing_worker_is_one_line(
     monkeypatch.setattr(
         environment, "find_python", lambda: environment.Interpreter(fake, real.version, trains=True)
     )
-    setting = Setting(tmp_path, models.mlp(), _noisy(models.mlp()))
+    setting = Setting(tmp_path, models.mlp(), noisy(models.mlp()))
     begun = time.monotonic()
     with pytest.raises(HealError, match=words) as caught:
         setting.heal(epochs=1, stall=1)
@@ -287,7 +243,7 @@ def test_what_has_no_gradient_is_frozen_and_the_rest_heals(tmp_path: Path) -> No
         [numpy_helper.from_array(v, n) for n, v in weights.items()],
     )  # fmt: skip
     teacher = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    setting = Setting(tmp_path, teacher, _noisy(teacher, 0.2))
+    setting = Setting(tmp_path, teacher, noisy(teacher, 0.2))
     result = setting.heal(epochs=4, batch=32)
     assert [name for name, _ in result.frozen] == ["dead.weight"]
     assert set(result.weights) == {"table", "live.weight"}
@@ -309,7 +265,7 @@ def test_a_teacher_with_nan_is_an_error(tmp_path: Path) -> None:
 
 def test_checkpoint_of_another_job_is_not_taken_up(tmp_path: Path) -> None:
     teacher = models.mlp()
-    setting = Setting(tmp_path, teacher, _noisy(teacher))
+    setting = Setting(tmp_path, teacher, noisy(teacher))
     setting.state.mkdir()
     (setting.state / "checkpoint.npz").write_bytes(b"torn")
     (setting.state / "judge.json").write_text(json.dumps({"best": 3, "rounds": [], "fingerprint": "other"}))

@@ -125,6 +125,7 @@ def _healed(result: HealResult, path: Path) -> tuple[str, dict[str, Any]]:
         "peak_rss_mb": result.peak_rss_mb,
         "trained_share": result.trained_share,
         "frozen": [{"name": name, "reason": reason} for name, reason in result.frozen],
+        "lr": result.lr,
         "note": result.note,
     }
     rows = [

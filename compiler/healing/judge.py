@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,13 +73,16 @@ class Judge:
             metric=score,
             seconds=float(event["seconds"]),
         )
+        # A worker that was killed before it heard of the answer tells its last round again.
+        self._rounds = [r for r in self._rounds if r.number < done.number]
+        self._best = min(self._best, len(self._rounds) - 1)
         self._rounds.append(done)
         if self._best < 0 or self._key(done) > self._key(self._rounds[self._best]):
             self._best = len(self._rounds) - 1
-            os.replace(path, self._state / "best.npz")
-        else:
-            path.unlink(missing_ok=True)
+            shutil.copyfile(path, self._state / "best.npz.tmp")
+            os.replace(self._state / "best.npz.tmp", self._state / "best.npz")
         self._store()
+        path.unlink(missing_ok=True)  # last: while it's there, this round isn't done
         return done
 
     def is_exhausted(self) -> bool:
@@ -121,6 +125,7 @@ class Judge:
             peak_rss_mb=self._rss,
             frozen=training.frozen,
             trained_share=training.trained_share,
+            lr=end.get("lr"),
             note="" if improved else "training gave nothing better; the weights stay as they were",
         )
 

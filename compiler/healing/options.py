@@ -19,8 +19,11 @@ class HealOptions:
         epochs: passes over the training samples; 3 if there is no budget at all.
         minutes: wall time of the training itself, validation included; None where `epochs` is the budget.
         batch: samples a step; a model of fixed batch size takes its own.
-        lr: peak step size, relative to each weight's own root mean square (0.008 = 0.8% a step).
+        lr: peak step size, relative to each weight's own root mean square (0.008 = 0.8% a step); None tries
+            a few in short runs first.
         optimizer: "adamw" or "sgd" (momentum 0.9).
+        average: decay a step of the exponential moving average of the weights, which is what is validated
+            and given back; 0 = none, None = by the length of the run.
         weight_decay: decoupled, on tensors of two or more axes.
         warmup: share of the run in which the step grows from zero.
         losses: kind (kl, mse, cosine, ce, bce, task_mse) -> weight; None chooses by the outputs and labels.
@@ -35,8 +38,9 @@ class HealOptions:
     epochs: float | None = None
     minutes: float | None = None
     batch: int = 32
-    lr: float = 8e-3
+    lr: float | None = None
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    average: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.05
     losses: Mapping[str, float] | None = None
@@ -56,6 +60,8 @@ class HealOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"healing: {name} must be positive, not {value}")
+        if self.average is not None and not 0 <= self.average < 1:
+            raise ConfigError(f"healing: average must be at least 0 and below 1, not {self.average}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class HealResult:
         frozen: (weight, reason) of weights that couldn't be trained.
         trained_share: trained parameters / all parameters that are weights.
         note: one line for the report; "" if there is nothing to say.
+        lr: step size that was trained with, see `HealOptions.lr`; None if it never came to that.
     """
 
     weights: Mapping[str, np.ndarray]
@@ -110,3 +117,4 @@ class HealResult:
     frozen: tuple[tuple[str, str], ...] = ()
     trained_share: float = 1.0
     note: str = field(default="")
+    lr: float | None = None

@@ -205,6 +205,8 @@ def _request(
         "names": names,
         **files,
         "batch": batch,
+        "samples": share.train,
+        "average": options.average,
         "epochs": options.epochs,
         "seconds": share.seconds,
         "threads": options.jobs,
@@ -260,10 +262,13 @@ def _pass_on(say: Progress) -> dict[str, Callable[[Event], None]]:
         text = f"epoch {event['epoch']}: loss {event['loss']:.4g}, {event['rate']:.0f} samples/s{left}"
         say(float(event["share"]), text)
 
+    def probed(event: Event) -> None:
+        say(0.0, f"a step of {100 * float(event['lr']):.2g}% of each weight's size does best in short runs")
+
     def resumed(event: Event) -> None:
         say(0.0, f"going on from step {event['step']}")
 
     def diverged(event: Event) -> None:
         say(0.0, f"diverged at step {event['step']}: rolled back, slower")
 
-    return {"progress": progress, "resumed": resumed, "diverged": diverged}
+    return {"progress": progress, "probed": probed, "resumed": resumed, "diverged": diverged}

@@ -38,7 +38,8 @@ class Settings:
     """How the weights move.
 
     Attributes:
-        kind: "adamw" or "sgd" (with momentum).
+        kind: "adamw", or "sgd": momentum on gradients scaled to a root mean square of 1, so that both take
+            steps of the same size.
         lr: peak step; relative to each weight's own size where `relative`.
         relative: scale each tensor's step by its root mean square, as Adafactor does (Shazeer & Stern
             2018): graphs of every kind then train at the same rate.
@@ -77,6 +78,8 @@ class Optimizer:
     """Moves the weights of a `Flat` by the gradients of another of the same layout.
 
     Attributes:
+        settings: may be replaced between two steps.
+        decay: of the average, a step.
         step_count: steps done.
         average: exponential moving average of the weights.
     """
@@ -84,21 +87,21 @@ class Optimizer:
     def __init__(self, weights: Flat, gradients: Flat, settings: Settings, average_decay: float) -> None:
         self._weights = weights
         self._gradients = gradients
-        self._settings = settings
-        self._decay = average_decay
+        self.settings = settings
+        self.decay = average_decay
         self.step_count = 0
         self.first = np.zeros_like(weights.buffer)
         self.second = np.zeros_like(weights.buffer)
         self.average = weights.buffer.copy()
-        self._sizes = self._measure()
+        self._sizes = self._measure()  # of the weights given, once: a run that diverged has none to go by
 
     def _measure(self) -> list[tuple[int, int, float, float]]:
         """(start, stop, step scale, weight decay) of each tensor."""
         found, start = [], 0
         for view in self._weights.views.values():
             rms = float(np.sqrt(np.mean(np.square(view, dtype=np.float64)))) if view.size else 1.0
-            scale = max(rms, 1e-3) if self._settings.relative else 1.0
-            decay = self._settings.weight_decay if view.ndim >= 2 else 0.0
+            scale = max(rms, 1e-3) if self.settings.relative else 1.0
+            decay = self.settings.weight_decay if view.ndim >= 2 else 0.0
             found.append((start, start + view.size, scale, decay))
             start += view.size
         return found
@@ -115,24 +118,25 @@ class Optimizer:
             progress: share of the run done, for the schedule.
             norm: what `gradient_norm` gave.
         """
-        s = self._settings
+        s = self.settings
         self.step_count += 1
         factor = schedule(progress, s) * s.lr
         shrink = min(1.0, s.clip / norm) if s.clip > 0 and norm > 0 else 1.0
+        if s.kind == "sgd" and norm > 0:
+            shrink = math.sqrt(self._gradients.buffer.size) / norm
         # The average must not remember the start for longer than the run is old.
-        decay = min(self._decay, (1 + self.step_count) / (10 + self.step_count))
+        decay = min(self.decay, (1 + self.step_count) / (10 + self.step_count))
         for start, stop, scale, weight_decay in self._sizes:
             for low in range(start, stop, _CHUNK):
                 part = slice(low, min(low + _CHUNK, stop))
                 self._move(part, factor * scale, shrink, factor * weight_decay, decay)
 
     def _move(self, part: slice, rate: float, shrink: float, weight_decay: float, decay: float) -> None:
-        s, w = self._settings, self._weights.buffer[part]
+        s, w = self.settings, self._weights.buffer[part]
         g = self._gradients.buffer[part] * np.float32(shrink)
         m, v = self.first[part], self.second[part]
         if s.kind == "sgd":
-            m *= s.beta1
-            m += g
+            m += (1 - s.beta1) * (g - m)
             update = m
         else:
             m += (1 - s.beta1) * (g - m)
@@ -155,6 +159,14 @@ class Optimizer:
             "average": self.average,
             "step_count": np.asarray(self.step_count),
         }
+
+    def restart(self, weights: np.ndarray) -> None:
+        """Begin anew from some weights, nothing remembered."""
+        self._weights.buffer[:] = weights
+        self.average[:] = weights
+        self.first[:] = 0
+        self.second[:] = 0
+        self.step_count = 0
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Go on from `state`."""

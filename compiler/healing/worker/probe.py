@@ -1,0 +1,76 @@
+"""The step size, found by trying: a few short runs from the same start on the same batches.
+
+What a weight may move a step differs by a factor of thirty between networks: a trained convolutional
+network with half of its channels gone is thrown off by a step that a small transformer still finds too
+short. So every rate of a coarse grid gets a run in miniature, warm-up and cosine included, and is judged
+by the loss of its averaged weights on validation batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# ruff: noqa: TID251 (this package's own modules)
+from .data import Feeds
+from .optimizer import Optimizer
+
+DEFAULT = 0.004  # where there is no time to try: slow, but nothing was seen that it throws off
+JUDGED = 8  # validation batches that a run is judged by
+# (steps of the whole run from which on, rates, steps of one run, share of the whole run). Below some sixteen
+# steps a run in miniature says nothing: Adam's first steps are noise, and the smallest rate always wins.
+_PLANS = (
+    (384, (0.002, 0.005, 0.0125, 0.032), 24, 0.1),
+    (144, (0.002, 0.008, 0.032), 16, 0.0),
+)
+_MOST = 40  # steps of one run
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rate and what came of it.
+
+    Attributes:
+        lr: the rate.
+        loss: of the averaged weights on the validation batches; inf if the run diverged.
+    """
+
+    lr: float
+    loss: float
+
+
+def plan(total: float) -> tuple[tuple[float, ...], int]:
+    """(rates, steps of one run) for a run of `total` steps; no rates where it is too short for trials."""
+    for least, rates, steps, share in _PLANS:
+        if total >= least:
+            return rates, min(max(steps, int(share * total / len(rates))), _MOST)
+    return (), 0
+
+
+def run(
+    optimizer: Optimizer,
+    next_batch: Callable[[], Feeds],
+    steps: int,
+    loss_of: Callable[[Feeds], float],
+) -> bool:
+    """A run in miniature; False if it diverged."""
+    for i in range(steps):
+        loss, norm = loss_of(next_batch()), optimizer.gradient_norm()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            return False
+        optimizer.step((i + 0.5) / steps, norm)
+    return True
+
+
+def choose(trials: list[Trial], before: float) -> float:
+    """The rate to train with.
+
+    The best one. Where even the smallest did harm, a smaller one still: a third of it.
+
+    Args:
+        trials: in order of their rates.
+        before: loss at the start, on the same batches.
+    """
+    best = min(trials, key=lambda t: t.loss)
+    return best.lr if best.loss < before else trials[0].lr / 3
