@@ -81,7 +81,7 @@ def examine(kind: str, size: str) -> dict[str, object]:
         started = time.perf_counter()
         analysis = analyze(model)
         middle = time.perf_counter()
-        prune(analysis, {g.id: range(max(1, g.size // 2)) for g in analysis.groups})
+        prune(analysis, {g.id: range(g.share(0.5)) for g in analysis.groups})
         ended = time.perf_counter()
         first = best[0] == 1e9
         memory = _peak_mb() - before if first else memory

@@ -45,7 +45,7 @@ def _examine(path: Path, options: Any, row: dict[str, object]) -> None:
 
     analysis = analyze(io.load(path))
     rng = np.random.default_rng(options.seed)
-    units = {g.id: np.sort(rng.permutation(g.size)[: max(1, g.size // 2)]).tolist() for g in analysis.groups}
+    units = {g.id: np.sort(rng.permutation(g.size)[: g.share(0.5)]).tolist() for g in analysis.groups}
     cut = prune(analysis, units)
     shapes = analysis.world.inputs
     fixed = max((shape[0] for shape in shapes.values() if shape), default=1)

@@ -66,8 +66,7 @@ def _examine(path: Path, keep: float, seed: int, row: dict[str, object], timed: 
     rng = np.random.default_rng(seed)
     units = {}
     for group in analysis.groups:
-        count = max(1, int(group.size * keep))
-        units[group.id] = np.sort(rng.permutation(group.size)[:count]).tolist()
+        units[group.id] = np.sort(rng.permutation(group.size)[: group.share(keep)]).tolist()
     cut = timed("cut", lambda: prune(analysis, units))
     widths = {atom.id: int(mask.sum()) for atom, mask in _masks(analysis, units)}
     row["MACs"] = analysis.macs()

@@ -158,7 +158,8 @@ def plan(model: str | Path, *, keep: float = 0.5, shapes: Shapes | None = None, 
     step = config.align or 1
     units: dict[str, Sequence[int]] = {}
     for group in analysis.groups:
-        count = min(group.size, max(1, int(group.size * keep + 1e-9) // step * step or step))
+        count = int(group.size * keep + 1e-9) // step * step or step
+        count = min(group.size, max(group.least, count))
         units[group.id] = sorted(int(i) for i in order[group.id][:count])
     return prune(analysis, units, sha256=io.sha256(path)).plan
 

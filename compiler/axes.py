@@ -40,6 +40,7 @@ class Atom:
         hints: roles seen so far (``head``, ``head_dim``, ``neuron``, ...), for naming only.
         data: whether the size is that of an axis of the data, which may differ from run to run.
         origins: ids of the atoms this one was cut from, empty for a whole; pieces of one axis share them.
+        least: so many units stay at least (a router chooses among them).
     """
 
     id: int
@@ -49,6 +50,7 @@ class Atom:
     data: bool = False
     hints: set[str] = field(default_factory=set)
     origins: frozenset[int] = frozenset()
+    least: int = 1
     ref: Term | None = None
 
 
@@ -168,6 +170,15 @@ class Axes:
         for atom in self.atoms(term):
             atom.exact = False
 
+    def at_least(self, term: Term, count: int, reason: str) -> None:
+        """So many units of the term stay; for that, they have to be cut one by one."""
+        term = self.resolve(term)
+        if isinstance(term, Atom):
+            self._save(term)
+            term.least = max(term.least, count)
+        else:
+            self.freeze(term, reason)
+
     def hint(self, term: Term, role: str) -> None:
         """Remember a role of the term's units, for naming groups."""
         for atom in self.atoms(term):
@@ -216,12 +227,13 @@ class Axes:
             self._log = None
         if not agreed:
             for atom, state in reversed(log):
-                atom.frozen, atom.exact, atom.data, atom.hints, atom.origins, atom.ref = state
+                (atom.frozen, atom.exact, atom.data, atom.hints, atom.origins, atom.least, atom.ref) = state
         return agreed
 
     def _save(self, atom: Atom) -> None:
         if self._log is not None:
-            state = (atom.frozen, atom.exact, atom.data, set(atom.hints), atom.origins, atom.ref)
+            hints = set(atom.hints)
+            state = (atom.frozen, atom.exact, atom.data, hints, atom.origins, atom.least, atom.ref)
             self._log.append((atom, state))
 
     def _define(self, atom: Atom, term: Term) -> None:
@@ -231,6 +243,8 @@ class Axes:
         self._save(atom)
         atom.ref = term
         whole = isinstance(term, Atom)
+        if atom.least > 1:
+            self.at_least(term, atom.least, f"at least {atom.least} units have to stay")
         for inner in self.atoms(term):
             self._save(inner)
             inner.exact &= atom.exact

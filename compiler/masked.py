@@ -31,11 +31,28 @@ _NORMS: dict[str, tuple[int, ...]] = {
     "LayerNormalization": (1, 2),
     "RMSNormalization": (1,),
     "SimplifiedLayerNormalization": (1,),
+    "GatedRMSNorm": (1, 2),
     "SkipLayerNormalization": (1, 2, 3, 4),
     "SkipSimplifiedLayerNormalization": (1, 2, 3),
     "EmbedLayerNormalization": (3, 4, 5, 6),
+    "GroupNormalization": (),
+    "GroupNorm": (),
+    "SkipGroupNorm": (3,),
 }
-_SUMS = {"SkipLayerNormalization": 3, "SkipSimplifiedLayerNormalization": 3, "EmbedLayerNormalization": 2}
+# Inputs whose first axis goes along, where it is as long: parameters of channels, weights of experts.
+_FIRST: dict[str, tuple[int, ...]] = {
+    "GroupNormalization": (1, 2),
+    "GroupNorm": (1, 2),
+    "SkipGroupNorm": (1, 2, 4),
+    "MoE": (2, 3, 4, 5, 6, 7),
+    "QMoE": (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13),
+}
+_SUMS = {
+    "SkipGroupNorm": 1,
+    "SkipLayerNormalization": 3,
+    "SkipSimplifiedLayerNormalization": 3,
+    "EmbedLayerNormalization": 2,
+}
 # Quantized weights: operator -> {weight input: zero-point input}.
 _ZERO_POINTS: dict[str, dict[int, int]] = {
     "DequantizeLinear": {0: 2},
@@ -202,6 +219,12 @@ def _restrict(graph: ir.Graph, values: Mapping[str | None, ir.Value], restrictio
         before = node.inputs[index] if index < len(node.inputs) else None
         if before is not None:
             node.replace_input_with(index, _gather(graph, node, before, kept, axis))
+    for index in _FIRST.get(node.op_type, ()):
+        before = node.inputs[index] if index < len(node.inputs) else None
+        if before is not None and before.shape is not None and before.shape[0] == restriction.size:
+            node.replace_input_with(index, _gather(graph, node, before, kept, 0))
+    if node.op_type == "TopK" and len(node.outputs) > 1:
+        _count_all(graph, node, kept)
     if parameters is None:
         return
     _spread(graph, node, node.outputs[0], restriction, kept)
@@ -261,6 +284,16 @@ def _spread(graph: ir.Graph, node: ir.Node, output: ir.Value, restriction: Restr
     graph.insert_after(node, [wide, zero, zeroed])
     for use in users:
         use.node.replace_input_with(use.idx, zeroed.outputs[0])
+
+
+def _count_all(graph: ir.Graph, node: ir.Node, kept: Array) -> None:
+    """Positions among the kept indices become positions among all."""
+    users = list(node.outputs[1].uses())
+    position = _node(graph, "Gather", [_constant(graph, kept), node.outputs[1]], 0)
+    position.outputs[0].type = node.outputs[1].type
+    graph.insert_after(node, position)
+    for use in users:
+        use.node.replace_input_with(use.idx, position.outputs[0])
 
 
 # -- layers -------------------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ class Context:
     reductions: list[Reduction] = field(default_factory=list)
     constants: set[ir.Value] = field(default_factory=set)
     vanishing: set[ir.Value] = field(default_factory=set)
+    positions: dict[ir.Value, Term] = field(default_factory=dict)
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -219,11 +220,18 @@ class Context:
             if axis not in axes:
                 self.freeze(term, reason)
 
-    def reduces(self, node: ir.Node, index: int, axis: int) -> None:
-        """The node normalizes, averages or takes a softmax over this axis of this input."""
+    def reduces(self, node: ir.Node, index: int, axis: int, part: Term | None = None) -> None:
+        """The node normalizes, averages or takes a softmax over this axis of this input.
+
+        Args:
+            node: the node.
+            index: which input.
+            axis: which axis of it.
+            part: the axis with those factors fixed that nothing is summed over (the groups of a group norm).
+        """
         value = node.inputs[index]
         assert value is not None
-        term = self.layout(value)[axis]
+        term = self.layout(value)[axis] if part is None else part
         if term is not None:
             self.axes.reduced(term)
             if axis == len(self.layout(value)) - 1:  # features of tokens; channels of an image come earlier

@@ -43,6 +43,15 @@ class Group:
     axes: tuple[AxisRef, ...]
     atoms: tuple[Atom, ...]
 
+    @property
+    def least(self) -> int:
+        """So many units have to stay: one, or as many as a router chooses."""
+        return max(atom.least for atom in self.atoms)
+
+    def share(self, keep: float) -> int:
+        """Number of units that are at most this share, and at least what has to stay."""
+        return max(self.least, int(self.size * keep))
+
     def masks(self, kept: npt.NDArray[np.bool_]) -> dict[int, npt.NDArray[np.bool_]]:
         """Kept units by atom id."""
         bounds = np.cumsum([a.size for a in self.atoms])[:-1]
@@ -175,7 +184,7 @@ def _read(normalized: Normalized, world: World, freeze: str | None) -> Analysis:
 def _macs_of_half(analysis: Analysis) -> int:
     """What would be left with half of every group, drawn by lot: how far a reading of the graph reaches."""
     draw = np.random.default_rng(0).permutation
-    kept = analysis.kept({g.id: draw(g.size)[: max(1, g.size // 2)] for g in analysis.groups})
+    kept = analysis.kept({g.id: draw(g.size)[: g.share(0.5)] for g in analysis.groups})
     return analysis.macs(kept.sizes)
 
 
@@ -198,7 +207,7 @@ def _collect(normalized: Normalized, context: Context) -> Analysis:
     order = {atom_id: i for i, atom_id in enumerate(cut)}
     free.sort(key=lambda a: order[a.id])
     groups = [_group(f"g{i}", context, members, refs) for i, members in enumerate(_bundles(free))]
-    groups = [g for g in groups if g.size > 1]
+    groups = [g for g in groups if g.size > g.least]
     frozen = [
         FrozenAxis(f"f{i}", a.size, a.frozen)
         for i, a in enumerate(

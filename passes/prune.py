@@ -108,6 +108,10 @@ def _check(analysis: Analysis, units: Mapping[str, Sequence[int]]) -> None:
             continue
         if not len(kept):
             raise PreconditionError(f"group {group.id} would lose all of its {group.size} units")
+        if len(kept) < group.least:
+            raise PreconditionError(
+                f"group {group.id} would keep {len(kept)} of {group.size} units; {group.least} have to stay"
+            )
         if min(kept) < 0 or max(kept) >= group.size or len(set(kept)) != len(kept):
             raise PreconditionError(
                 f"group {group.id} has units 0..{group.size - 1}; asked to keep {list(kept)[:8]}..."

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from condensec.passes import rules
 from condensec.passes.arithmetic import is_known
 from condensec.passes.context import Context, InputRewrite, UnknownShape
+from condensec.passes.positions import follow
 from condensec.plan import Split
 
 
@@ -21,6 +22,7 @@ def read_graph(context: Context, graph: ir.Graph) -> None:
     for node in graph:
         before = len(context.rewrites)
         _apply_rule(context, node)
+        follow(context, node)
         _pin_sizes(context, node, before)
     for value in graph.outputs:
         reason = f"graph output '{value.name}'"

@@ -24,7 +24,7 @@ def blocked(analysis: Analysis) -> list[tuple[ir.Node, str]]:
     """Nodes whose sizes can't follow a cut of half of every group, with reasons."""
     if not analysis.groups:
         return []
-    kept = analysis.kept({g.id: np.arange(max(1, g.size // 2)) for g in analysis.groups})
+    kept = analysis.kept({g.id: np.arange(g.share(0.5)) for g in analysis.groups})
     derived = analysis.world.derived
     found: list[tuple[ir.Node, str]] = []
     resizer: Resizer | None = None

@@ -17,12 +17,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 StandIn = Callable[[onnx.NodeProto, Shapes], "list[onnx.NodeProto] | None"]
 
 _SAME = names(
-    "BiasAdd BiasGelu BiasSoftmax DynamicQuantizeLSTM FastGelu Gelu GroupNorm GroupNormalization",
+    "BiasAdd BiasGelu BiasSoftmax FastGelu GatedRMSNorm Gelu GroupNorm GroupNormalization",
     "LayerNormalization MoE QLinearLeakyRelu QLinearSigmoid QLinearSoftmax QMoE QuickGelu",
-    "RMSNormalization RotaryEmbedding SimplifiedLayerNormalization SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
+    "RMSNormalization RotaryEmbedding SimplifiedLayerNormalization SkipGroupNorm SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization Trilu",
 )
-_SUMS = {"SkipLayerNormalization": 3, "SkipSimplifiedLayerNormalization": 3}
+_SUMS = {"SkipGroupNorm": 1, "SkipLayerNormalization": 3, "SkipSimplifiedLayerNormalization": 3}
 
 
 def replace(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
@@ -79,6 +79,30 @@ def _binary(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
     return [helper.make_node("Add", [node.input[0], node.input[3]], node.output[:1])]
 
 
+def _standard(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    """The standard's operator of the same name."""
+    return [_keeping(node, node.op_type, node.input, [a.name for a in node.attribute])]
+
+
+def _where(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    return [helper.make_node("Where", [node.input[0], node.input[1], node.input[4]], node.output[:1])]
+
+
+def _channels_last(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    """The ordinary operator between two transpositions."""
+    rank, name = len(shapes.get(node.input[0], (0, 0, 0, 0))), f"{node.output[0]}.condensec"
+    kind = "MaxPool" if "Pool" in node.op_type else "Conv"
+    kept = ("auto_pad", "ceil_mode", "dilations", "group", "kernel_shape", "pads", "strides")
+    inner = _keeping(node, kind, [f"{name}.first", *node.input[1:2]], kept)
+    inner.output[0] = f"{name}.result"
+    there, back = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
+    return [
+        helper.make_node("Transpose", [node.input[0]], [f"{name}.first"], perm=there),
+        inner,
+        helper.make_node("Transpose", [f"{name}.result"], node.output[:1], perm=back),
+    ]
+
+
 def _concat(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
     return [_keeping(node, "Concat", node.input[2::3], ("axis",))]
 
@@ -127,13 +151,20 @@ def _embedding(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
 
 
 _FUNCTIONS: dict[str, StandIn] = {
+    "DequantizeLinear": _standard,
+    "QuantizeLinear": _standard,
     "FusedConv": _convolution,
     "FusedMatMul": _product,
     "FusedGemm": _product,
+    "TransposeMatMul": _product,
     "QGemm": _product,
     "DynamicQuantizeMatMul": _product,
     "MatMulIntegerToFloat": _product,
+    "NhwcConv": _channels_last,
+    "NhwcFusedConv": _channels_last,
+    "NhwcMaxPool": _channels_last,
     "QLinearAdd": _binary,
+    "QLinearWhere": _where,
     "QLinearMul": _binary,
     "QLinearConcat": _concat,
     "QLinearAveragePool": _pool,

@@ -18,7 +18,8 @@ from condensec.passes.context import Context
 _KEEP = names(
     "Abs Asin Asinh Atan Atanh AveragePool BatchNormalization BiasAdd BiasGelu Cast CastLike Ceil Celu",
     "Concat DepthToSpace DequantizeLinear Dropout DynamicQuantizeLinear Elu Erf FastGelu Flatten Floor",
-    "GRU Gather Gelu GlobalAveragePool GlobalLpPool GlobalMaxPool HardSwish Identity",
+    "GRU Gather Gelu GlobalAveragePool GlobalLpPool GlobalMaxPool GroupNorm GroupNormalization HardSwish",
+    "Identity",
     "InstanceNormalization LRN LSTM LeakyRelu LpNormalization LpPool MaxPool Mish Neg PRelu",
     "QuantizeLinear QuickGelu RMSNormalization RNN ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin",
     "ReduceSum ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round Selu Shrink Sign",

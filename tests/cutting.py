@@ -50,9 +50,7 @@ class Trial:
 def half(analysis: Analysis, seed: int = 0, keep: float = 0.5) -> dict[str, list[int]]:
     """A random share of the units of every group."""
     rng = np.random.default_rng(seed)
-    return {
-        g.id: sorted(rng.permutation(g.size)[: max(1, int(g.size * keep))].tolist()) for g in analysis.groups
-    }
+    return {g.id: sorted(rng.permutation(g.size)[: g.share(keep)].tolist()) for g in analysis.groups}
 
 
 def feeds_of(model: onnx.ModelProto, analysis: Analysis, seed: int = 0, batch: int | None = None) -> Feeds:

@@ -153,7 +153,7 @@ def widths_grid(job: Job) -> dict[str, list[int]]:
         if not _wanted(group, job.config.patterns):
             grid[group.id] = [group.size]
             continue
-        allowed = set(range(1, group.size + 1))
+        allowed = set(range(group.least, group.size + 1))
         for target in job.targets:
             allowed &= _levels(group, many, kind, target, job.config.align)
         found = sorted(allowed | {group.size}, reverse=True)

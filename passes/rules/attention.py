@@ -38,13 +38,16 @@ def query_heads(ctx: Context, key_heads: int, heads: int) -> tuple[Term | None, 
     return keys, product(ctx, keys, repeats)
 
 
-def head_dim(ctx: Context, size: int) -> Term | None:
-    """The axis of one head's features."""
+def head_dim(ctx: Context, size: int, block: int = 1) -> Term | None:
+    """The axis of one head's features, where a kernel asks for it in blocks that leave as one."""
     if size == 1:
         return None
-    axis = ctx.axes.atom(size)
-    ctx.axes.hint(axis, "head_dim")
-    return axis
+    if size % block:
+        return ctx.axes.fixed(size, f"the kernel takes features in multiples of {block}")
+    axis = ctx.axes.atom(size // block)
+    if axis.size > 1:
+        ctx.axes.hint(axis, "head_dim")
+    return axis if block == 1 else ctx.axes.product([axis, ctx.axes.fixed(block, "features of one block")])
 
 
 def keep_scale(ctx: Context, node: ir.Node, size: int) -> None:
@@ -151,20 +154,22 @@ def _results(
         ctx.set(output, layout)
 
 
-def rotated(ctx: Context, size: int, rotary: int, interleaved: bool) -> tuple[Term | None, Term | None]:
+def rotated(
+    ctx: Context, size: int, rotary: int, interleaved: bool, block: int = 1
+) -> tuple[Term | None, Term | None]:
     """A head's features under rotary embedding, and the axis of rotated pairs.
 
-    Features turn in pairs: ``i`` with ``i + rotary/2``, or neighbours where they are interleaved.
+    Features turn in pairs: ``i`` with ``i + rotary/2``, or neighbours where they are interleaved. Pairs, and
+    features that don't turn, leave in blocks of ``block``.
     """
-    pairs = ctx.axes.atom(rotary // 2) if rotary > 2 else None
+    pairs = head_dim(ctx, rotary // 2, block)
     two = ctx.axes.fixed(2, "the two features of a rotated pair")
-    if pairs is not None:
-        ctx.axes.hint(pairs, "head_dim")
     turned = product(ctx, *((pairs, two) if interleaved else (two, pairs)))
     if rotary == size:
         return turned, pairs
     assert turned is not None
-    return ctx.axes.sum([turned, ctx.axes.atom(size - rotary)]), pairs
+    rest = ctx.term(head_dim(ctx, size - rotary, 2 * block if block > 1 else 1), size - rotary)
+    return ctx.axes.sum([turned, rest]), pairs
 
 
 @rule("RotaryEmbedding", "com.microsoft::RotaryEmbedding")

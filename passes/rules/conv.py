@@ -11,10 +11,11 @@ from condensec.passes.context import Context, volume
 from condensec.passes.rules import rule
 
 
-@rule("Conv", "com.microsoft::FusedConv", "com.microsoft.nchwc::Conv")
+@rule("Conv", "com.microsoft::FusedConv", "com.microsoft::NhwcConv", "com.microsoft::NhwcFusedConv")
 def conv(ctx: Context, node: ir.Node) -> None:
-    """``X, W, bias, residual``."""
-    convolution(ctx, node, Places(0, 1, 2, 3))
+    """``X, W, bias, residual``; Nhwc operators keep the channels of the data last, not those of weights."""
+    last = node.op_type.startswith("Nhwc")
+    convolution(ctx, node, Places(0, 1, 2, 3, channels_last=last))
 
 
 @rule("DeformConv")
@@ -30,26 +31,31 @@ def deform_conv(ctx: Context, node: ir.Node) -> None:
 
 @dataclass(frozen=True)
 class Places:
-    """Which inputs are data, weight, bias, and a residual that is added to the result."""
+    """Which inputs are data, weight, bias, and a residual that is added to the result.
+
+    ``masked``: zeroing channels of the data is like a cut. ``channels_last``: of data and result.
+    """
 
     data: int
     weight: int
     bias: int | None = None
     residual: int | None = None
     masked: bool = True
+    channels_last: bool = False
 
 
 def convolution(ctx: Context, node: ir.Node, places: Places) -> None:
     """Data ``[N, C, ...]``, weight ``[M, C/g, ...]``; grouped: ``C = g x C/g``, ``M = g x M/g``."""
     data, weight = ctx.operand(node, places.data), ctx.operand(node, places.weight)
     x, w = ctx.layout(data), ctx.layout(weight)
+    channel = len(x) - 1 if places.channels_last else 1
     m, per_group = ctx.shape(weight)[:2]
     groups = _groups(ctx, node)
-    ctx.tie(x[1], _grouped(ctx, groups, w[1]), "input channels come from the data")
+    ctx.tie(x[channel], _grouped(ctx, groups, w[1]), "input channels come from the data")
     outputs = w[0]
     if groups is not None:
         ctx.tie(outputs, _grouped(ctx, groups, ctx.axes.atom(m // groups.size) if m > groups.size else None))
-    _finish(ctx, node, places, outputs, (outputs, w[1]), (m, per_group), x[1], groups)
+    _finish(ctx, node, places, outputs, (outputs, w[1]), (m, per_group), x[channel], groups)
 
 
 @rule("ConvTranspose")
@@ -97,29 +103,34 @@ def _finish(
     output, kernel = node.outputs[0], ctx.shape(weight)[2:]
     for term in ctx.layout(weight)[2:]:
         ctx.freeze(term, "kernel positions")
-    for term in ctx.layout(data)[2:]:
-        ctx.freeze(term, "a convolution slides along this axis")
-    for index, axis in ((places.bias, 0), (places.residual, 1)):
+    rank = len(ctx.layout(data))
+    channel = rank - 1 if places.channels_last else 1
+    ctx.freeze_but(data, (0, channel), "a convolution slides along this axis")
+    for index, axis in ((places.bias, 0), (places.residual, channel)):
         if index is not None and ctx.has(node, index):
             ctx.tie(outputs, ctx.layout(ctx.operand(node, index))[axis])
     if groups is None:
         pair = (places.data, places.weight)
-        ctx.contracts(node, places.data, 1, pair)
+        ctx.contracts(node, places.data, channel, pair)
         ctx.contracts(node, places.weight, 0 if node.op_type == "ConvTranspose" else 1, pair)
-    ctx.set(output, [ctx.layout(data)[0], outputs, *[None] * len(kernel)])
+    space: list[Term | None] = [None] * len(kernel)
+    result = [*space, outputs] if places.channels_last else [outputs, *space]
+    ctx.set(output, [ctx.layout(data)[0], *result])
     # a transposed convolution does its work once an input position, a convolution once an output position
-    space = ctx.shape(data if node.op_type == "ConvTranspose" else output)
-    positions = volume(space[2:])
+    sizes = ctx.shape(data if node.op_type == "ConvTranspose" else output)
+    positions = volume(sizes[1:-1] if places.channels_last else sizes[2:])
     ctx.cost(
         node,
         (*weight_terms, None),
-        (*weight_sizes, volume(kernel) * positions * space[0]),
+        (*weight_sizes, volume(kernel) * positions * sizes[0]),
         inputs=inputs,
         outputs=outputs,
         groups=groups if groups is not None else 1,
         kernel=volume(kernel),
         positions=positions,
-        mask=(places.data, 1) if places.masked and (groups is None or weight_terms[1] is not None) else None,
+        mask=(places.data, channel)
+        if places.masked and (groups is None or weight_terms[1] is not None)
+        else None,
     )
     if outputs is not None:
         ctx.axes.hint(outputs, "channel")

@@ -11,8 +11,8 @@ from condensec.passes.rules import rule
 
 @rule(
     *names(
-        "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf",
-        "Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not",
+        "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu",
+        "Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not",
         "Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh",
         "ThresholdedRelu Trilu",
     ),
@@ -20,6 +20,7 @@ from condensec.passes.rules import rule
     "com.microsoft::FastGelu",
     "com.microsoft::QuickGelu",
     "com.microsoft::BiasGelu",
+    "com.microsoft::Trilu",
 )
 def unary(ctx: Context, node: ir.Node) -> None:
     """One tensor in, the same axes out; a bias (FastGelu, BiasGelu) lies on the last axis."""

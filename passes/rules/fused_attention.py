@@ -35,6 +35,8 @@ def packed_attention(ctx: Context, node: ir.Node) -> None:
     axis, _ = query_heads(ctx, heads, heads)
     dim = head_dim(ctx, whole[0] // heads)
     value_dim = head_dim(ctx, whole[2] // heads) if listed and len(node.outputs) == 1 else dim
+    if integer(node, "do_rotary"):
+        ctx.freeze(dim, "rotated inside of a fused attention")
     parts = [product(ctx, axis, d) for d in (dim, dim, value_dim)]
     packed = ctx.axes.sum([ctx.term(p, s) for p, s in zip(parts, whole, strict=True)])
     inputs = ctx.layout(weight)[0]
@@ -91,7 +93,7 @@ def multi_head_attention(ctx: Context, node: ir.Node) -> None:
     masked_heads(ctx, node, 5, axis)
     earlier_steps(ctx, node, axis, {6: dim, 7: value_dim})
     result: Layout = [layout[0], None, product(ctx, axis, value_dim)]
-    states = [result, [None, axis, None, dim], [None, axis, None, value_dim]]
+    states = [result, [None, axis, None, dim], [None, axis, None, value_dim], [None, axis, None, None]]
     for output, state in zip(node.outputs, states, strict=False):
         ctx.set(output, state)
     keep_scale(ctx, node, size)
@@ -139,7 +141,7 @@ def group_query_attention(ctx: Context, node: ir.Node) -> None:
     size = width // (heads + 2 * key_heads if packed else heads)
     keys, queries = query_heads(ctx, key_heads, heads)
     dim = _rotated_dim(ctx, node, size)
-    ctx.freeze(dim, "onnxruntime's GroupQueryAttention takes heads of a multiple of 8 features only")
+    _extras(ctx, node, queries, dim)
     for value in node.inputs[: 1 if packed else 3]:
         if value is not None:
             ctx.freeze_but(value, (2,), POSITIONS)
@@ -154,7 +156,8 @@ def group_query_attention(ctx: Context, node: ir.Node) -> None:
     earlier_steps(ctx, node, keys, {3: dim, 4: dim})
     masked_heads(ctx, node, 10, queries)
     state: Layout = [None, keys, None, dim]
-    for output, layout in zip(node.outputs, [[None, None, parts[0]], state, state], strict=False):
+    results: list[Layout] = [[None, None, parts[0]], state, state, [None, queries, None, None]]
+    for output, layout in zip(node.outputs, results, strict=False):
         ctx.set(output, layout)
     keep_scale(ctx, node, size)
     count_heads(ctx, node, "num_heads", queries)
@@ -164,12 +167,23 @@ def group_query_attention(ctx: Context, node: ir.Node) -> None:
 
 
 def _rotated_dim(ctx: Context, node: ir.Node, size: int) -> Term | None:
-    """A head's features; under rotary embedding they go in pairs."""
+    """A head's features, in the multiples its kernels take: of 8, under rotary embedding of 8 pairs."""
     if not (integer(node, "do_rotary") and ctx.has(node, 7)):
-        return head_dim(ctx, size)
+        return head_dim(ctx, size, 8)
     caches = [ctx.operand(node, i) for i in (7, 8)]
     interleaved = bool(integer(node, "rotary_interleaved"))
-    dim, pairs = rotated(ctx, size, 2 * ctx.shape(caches[0])[1], interleaved)
+    dim, pairs = rotated(ctx, size, 2 * ctx.shape(caches[0])[1], interleaved, 8)
     for cache in caches:
         ctx.tie(pairs, ctx.layout(cache)[1], "rotated by angles that come from the data")
     return dim
+
+
+def _extras(ctx: Context, node: ir.Node, queries: Term | None, dim: Term | None) -> None:
+    """A sink a head; what quantizes a cache or normalizes queries and keys inside holds their features."""
+    if ctx.has(node, 11):
+        ctx.tie(queries, ctx.layout(ctx.operand(node, 11))[0])
+    for index in range(12, len(node.inputs)):
+        if ctx.has(node, index):
+            reason = "normalized or quantized inside of a fused attention"
+            ctx.freeze(dim, reason)
+            ctx.freeze_all(ctx.operand(node, index), reason)

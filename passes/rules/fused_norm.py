@@ -20,6 +20,16 @@ def skip_layer_norm(ctx: Context, node: ir.Node) -> None:
     _statistics(ctx, node, layout, 3)
 
 
+@rule("com.microsoft::GatedRMSNorm")
+def gated_rms_norm(ctx: Context, node: ir.Node) -> None:
+    """``x, scale, gate``: norm of ``x`` over the last axis, times an activation of the gate."""
+    data, gate = ctx.operand(node, 0), ctx.operand(node, 2)
+    ctx.broadcast(node, [data, gate], node.outputs[0])
+    last = len(ctx.layout(data)) - 1
+    ctx.tie(ctx.layout(data)[last], ctx.layout(ctx.operand(node, 1))[0])
+    ctx.reduces(node, 0, last)
+
+
 @rule("com.microsoft::EmbedLayerNormalization")
 def embed_layer_norm(ctx: Context, node: ir.Node) -> None:
     """``ids, segment_ids, words, positions, segments, scale, shift, mask``: sum of embeddings, normalized."""

@@ -92,9 +92,12 @@ def gather(ctx: Context, node: ir.Node) -> None:
     picked = ctx.constant(node, 1)
     term = layout[axis]
     middle: Layout = [None] * len(ctx.shape(indices))
+    home = ctx.positions.get(indices)
     chosen = [] if picked is None else [int(i) % shape[axis] for i in picked.reshape(-1)]
     whole = chosen == list(range(shape[axis]))
-    if term is not None and len(chosen) > 1 and _is_static(ctx, indices) and (whole or len(middle) == 1):
+    if home is not None:
+        ctx.tie(term, home, "chosen by TopK, from an axis of the data")
+    elif term is not None and len(chosen) > 1 and _is_static(ctx, indices) and (whole or len(middle) == 1):
         piece = _pick(ctx, term, chosen)
         middle = regroup(ctx, [piece], (len(chosen),), ctx.shape(indices))
         ctx.input(node, 1, lambda kept, old: _renumber(kept, term, piece, chosen, middle, old))
@@ -140,11 +143,14 @@ def along_one_axis(ctx: Context, node: ir.Node) -> None:
     layout, shape = list(ctx.layout(data)), ctx.shape(data)
     axis = (node.attributes["axis"].as_int() if "axis" in node.attributes else 0) % len(shape)
     others = [ctx.operand(node, 2)] if node.op_type != "GatherElements" else []
-    for value in (data, indices, *others):
+    home = ctx.positions.get(indices)
+    if home is not None:
+        _at_positions(ctx, node, axis, home)
+    for value in (data, indices, *others) if home is None else (indices, *others):
         ctx.freeze(ctx.layout(value)[axis], f"{node.op_type} indexes this axis")
     for position, size in enumerate(shape):
         if position == axis:
-            layout[position] = None
+            layout[position] = home if others else None
             continue
         for value in (indices, *others):
             if ctx.shape(value)[position] == size:
@@ -157,6 +163,19 @@ def along_one_axis(ctx: Context, node: ir.Node) -> None:
         if ctx.layout(indices)[position] is None or ctx.shape(indices)[position] != size:
             layout[position] = None
     ctx.set(node.outputs[0], layout)
+
+
+def _at_positions(ctx: Context, node: ir.Node, axis: int, home: Term) -> None:
+    """Positions that TopK found are those of the data's axis; zeros of a computed size follow."""
+    data = ctx.operand(node, 0)
+    if (
+        ctx.layout(data)[axis] is None
+        and data.name in ctx.world.derived
+        and ctx.constant(node, 0) is not None
+    ):
+        ctx.input(node, 0, lambda kept, old: np.take(old, kept.indices(home), axis))
+    else:
+        ctx.tie(ctx.layout(data)[axis], home, "chosen by TopK, from an axis of the data")
 
 
 @rule("GatherND", "ScatterND")
@@ -181,9 +200,33 @@ def by_coordinates(ctx: Context, node: ir.Node) -> None:
     ctx.set(node.outputs[0], [*[None] * behind, *passing])
 
 
-@rule("Compress", "NonMaxSuppression", "OneHot")
+@rule("OneHot")
+def one_hot(ctx: Context, node: ir.Node) -> None:
+    """A new axis, as deep as there are classes; it's the axis that TopK chose from, where it did."""
+    indices = ctx.operand(node, 0)
+    home, depth = ctx.positions.get(indices), ctx.ints(node, 1, "depth")
+    if home is None or depth is None or depth[0] != home.size:
+        indexed(ctx, node)
+        ctx.freeze(home, "OneHot is as deep as something else")
+        return
+    layout = list(ctx.layout(indices))
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+    layout.insert(axis % (len(layout) + 1), home)
+    ctx.set(node.outputs[0], layout)
+    ctx.input(node, 1, lambda kept, old: np.full(old.shape, kept.size(home), old.dtype))
+
+
+@rule("Compress", "NonMaxSuppression")
 def indexed(ctx: Context, node: ir.Node) -> None:
     """Positions on axes are chosen by the data: those axes can't be cut."""
+    if node.op_type == "Compress" and "axis" in node.attributes:
+        data = ctx.operand(node, 0)
+        layout = list(ctx.layout(data))
+        axis = node.attributes["axis"].as_int()
+        ctx.freeze(layout[axis], "Compress takes pieces of this axis")
+        layout[axis] = None
+        ctx.set(node.outputs[0], layout)
+        return
     for value in node.inputs:
         ctx.freeze_all(value, f"{node.op_type} indexes this axis")
     for output in node.outputs:

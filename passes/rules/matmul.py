@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from condensec.axes import Term
-from condensec.passes.context import Context, Layout, volume
+from condensec.passes.context import Context, Layout, UnknownShape, volume
 from condensec.passes.rules import rule
 
 
@@ -47,9 +47,11 @@ def side(ctx: Context, node: ir.Node, index: int, transposed: bool, left: bool) 
     return Side(value, index, layout, shape, False, axes)
 
 
-@rule("MatMul", "com.microsoft::FusedMatMul")
+@rule("MatMul", "com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul")
 def matmul(ctx: Context, node: ir.Node) -> None:
     """``[..., M, K] @ [..., K, N]``, numpy broadcasting of the leading axes."""
+    if _flag(node, "transBatchA") or _flag(node, "transBatchB"):
+        raise UnknownShape(f"{node.op_type} '{node.name}' transposes its leading axes")
     matrix_product(ctx, node, 0, 1, masked=True)
 
 
@@ -99,13 +101,20 @@ def _batch(ctx: Context, a: Side, b: Side) -> Layout:
 
 def _hints(ctx: Context, a: Side, b: Side, batch: Layout) -> None:
     """A product of two activations is attention: name its heads and head dimensions."""
-    constant = ctx.is_constant(a.value) or ctx.is_constant(b.value)
+    constant = _weight(ctx, a.value) or _weight(ctx, b.value)
     for term in batch[1:] if len(batch) > 1 and not constant else batch:
         if term is not None:
             ctx.axes.hint(term, "expert" if constant else "head")
     for term in () if constant else (a.layout[-1], b.layout[-1]):
         if term is not None:
             ctx.axes.hint(term, "head_dim")
+
+
+def _weight(ctx: Context, value: ir.Value) -> bool:
+    """Whether a value is a weight, or rows of one that the data chose (an expert's)."""
+    producer = value.producer()
+    source = producer.inputs[0] if producer is not None and producer.op_type == "Gather" else None
+    return ctx.is_constant(value) or (source is not None and ctx.is_constant(source))
 
 
 def _cost(ctx: Context, node: ir.Node, a: Side, b: Side, batch: Layout, masked: bool) -> None:

@@ -62,34 +62,43 @@ def layer_norm(ctx: Context, node: ir.Node) -> None:
         ctx.set(output, [*layout[:first], *[None] * (rank - first)])
 
 
-@rule("GroupNormalization", "com.microsoft::GroupNorm")
+@rule("GroupNormalization", "com.microsoft::GroupNorm", "com.microsoft::SkipGroupNorm")
 def group_norm(ctx: Context, node: ir.Node) -> None:
     """Channels are ``groups x channels/groups``, with statistics over the inner factor and space.
 
-    Opset 18 keeps one scale a group, opset 21 one a channel.
+    Scale and bias: one number a group (opset 18), or one a channel. onnxruntime's operators keep channels
+    last, as a rule; SkipGroupNorm normalizes ``x + skip + bias``, and gives the sum as its second output.
     """
     data = ctx.operand(node, 0)
-    layout = list(ctx.layout(data))
-    if node.domain == "com.microsoft":
-        for term in layout[1:]:
-            ctx.freeze(term, "GroupNorm of com.microsoft keeps its channels last")
-        ctx.set(node.outputs[0], [layout[0], *[None] * (len(layout) - 1)])
-        return
-    groups = node.attributes["num_groups"].as_int()
-    channels = ctx.shape(data)[1]
+    layout, shape = ctx.layout(data), ctx.shape(data)
+    fused = node.domain == "com.microsoft"
+    flag = node.attributes["channels_last"].as_int() if "channels_last" in node.attributes else 1
+    axis = len(shape) - 1 if fused and flag else 1
+    ctx.freeze_but(data, (0, axis), f"{node.op_type} takes statistics over this axis")
+    name = "groups" if fused else "num_groups"
+    groups, channels = node.attributes[name].as_int(), shape[axis]
     group_axis = ctx.axes.atom(groups) if groups > 1 else None
     inner = ctx.axes.atom(channels // groups) if channels > groups else None
     whole = ctx.axes.product([t for t in (group_axis, inner) if t is not None])
-    ctx.tie(layout[1], whole)
-    if inner is not None:
-        ctx.freeze(inner, "GroupNormalization takes statistics over the channels of each group")
+    ctx.tie(layout[axis], whole)
+    if inner is not None:  # each group's statistics are its own: only channels inside of groups are summed
+        fixed = [ctx.axes.fixed(groups, "groups of a norm")] if groups > 1 else []
+        ctx.reduces(node, 0, axis, ctx.axes.product([*fixed, inner]))
     for index in (1, 2):
         parameter = ctx.operand(node, index)
         size = ctx.shape(parameter)[0]
         ctx.tie(group_axis if size == groups != channels else whole, ctx.layout(parameter)[0])
+    if node.op_type == "SkipGroupNorm":
+        skip = ctx.operand(node, 3)
+        ctx.freeze_but(skip, (0, axis if len(ctx.shape(skip)) == len(shape) else 1), "statistics over space")
+        ctx.tie(whole, ctx.layout(skip)[axis if len(ctx.shape(skip)) == len(shape) else 1])
+        if ctx.has(node, 4):
+            ctx.tie(whole, ctx.layout(ctx.operand(node, 4))[0])
     if group_axis is not None:
-        ctx.attribute(node, "num_groups", lambda kept: kept.size(group_axis))
-    ctx.set(node.outputs[0], layout)
+        ctx.attribute(node, name, lambda kept: kept.size(group_axis))
+    result = [whole if a == axis else t for a, t in enumerate(layout)]
+    for output in node.outputs:
+        ctx.set(output, result)
 
 
 @rule("LpNormalization", "MeanVarianceNormalization")

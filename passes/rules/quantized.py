@@ -28,7 +28,8 @@ def _per_channel(ctx: Context, node: ir.Node, index: int, term: Term | None) -> 
 @rule("QLinearConv", "com.microsoft::QLinearConv")
 def qlinear_conv(ctx: Context, node: ir.Node) -> None:
     """``x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, bias``."""
-    convolution(ctx, node, Places(0, 3, 8, masked=False))
+    last = "channels_last" in node.attributes and bool(node.attributes["channels_last"].as_int())
+    convolution(ctx, node, Places(0, 3, 8, masked=False, channels_last=last))
     outputs = ctx.layout(ctx.operand(node, 3))[0]
     for index in (4, 5):
         _per_channel(ctx, node, index, outputs)
@@ -112,6 +113,12 @@ def qlinear_unary(ctx: Context, node: ir.Node) -> None:
 def qlinear_binary(ctx: Context, node: ir.Node) -> None:
     """``a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero``, broadcasting."""
     ctx.broadcast(node, [ctx.operand(node, 0), ctx.operand(node, 3)], node.outputs[0])
+
+
+@rule("com.microsoft::QLinearWhere")
+def qlinear_where(ctx: Context, node: ir.Node) -> None:
+    """``condition, a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero``, broadcasting."""
+    ctx.broadcast(node, [ctx.operand(node, i) for i in (0, 1, 4)], node.outputs[0])
 
 
 @rule("com.microsoft::QLinearConcat")

@@ -49,7 +49,7 @@ def softmax(ctx: Context, node: ir.Node) -> None:
     ctx.set(node.outputs[0], layout)
 
 
-@rule("ArgMax", "ArgMin", "TopK", "CumSum")
+@rule("ArgMax", "ArgMin", "CumSum")
 def ranking(ctx: Context, node: ir.Node) -> None:
     """The result names positions on the axis, or runs along it: that axis can't be cut."""
     data = ctx.operand(node, 0)
@@ -57,11 +57,7 @@ def ranking(ctx: Context, node: ir.Node) -> None:
     if node.op_type == "CumSum":
         axes = ctx.ints(node, 1, "axis") or list(range(len(layout)))
     else:
-        axes = [
-            node.attributes["axis"].as_int()
-            if "axis" in node.attributes
-            else (-1 if node.op_type == "TopK" else 0)
-        ]
+        axes = [node.attributes["axis"].as_int() if "axis" in node.attributes else 0]
     for axis in axes:
         ctx.freeze(layout[axis], f"{node.op_type} runs along this axis")
         layout[axis] = None
@@ -80,21 +76,20 @@ def _keepdims(node: ir.Node) -> bool:
         "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool MaxRoiPool RoiAlign",
         "GridSample",
     ),
-    "com.microsoft.nchwc::MaxPool",
-    "com.microsoft.nchwc::AveragePool",
-    "com.microsoft.nchwc::GlobalAveragePool",
+    "com.microsoft::NhwcMaxPool",
 )
 def pool(ctx: Context, node: ir.Node) -> None:
     """Channels pass; space is pooled, and can't be cut there."""
     data = ctx.operand(node, 0)
     layout = ctx.layout(data)
-    for term in layout[2:]:
-        ctx.freeze(term, f"{node.op_type} pools over this axis")
+    channel = len(layout) - 1 if node.op_type.startswith("Nhwc") else 1
+    ctx.freeze_but(data, (0, channel), f"{node.op_type} pools over this axis")
     for extra in node.inputs[1:]:
         ctx.freeze_all(extra, f"regions of {node.op_type}")
     batch = None if "Roi" in node.op_type else layout[0]
+    result = [batch, *[layout[a] if a == channel else None for a in range(1, len(layout))]]
     for output in node.outputs:
-        ctx.set(output, [batch, layout[1], *[None] * (len(layout) - 2)])
+        ctx.set(output, result)
 
 
 @rule("Resize", "Upsample")
