@@ -50,8 +50,8 @@ class Trainer:
         self._process.wait()
 
 
-def prepare(folder: Path, name: str, batch: int) -> Path:
-    """The worker's job: training graph, weights, data."""
+def prepare(folder: Path, name: str, batch: int, threads: int) -> Path:
+    """The worker's job: training graph (every thread takes a part of the batch), weights, data."""
     import onnx
 
     from condensec.healing import losses
@@ -63,7 +63,7 @@ def prepare(folder: Path, name: str, batch: int) -> Path:
     def choose(graph: Any) -> list[losses.Term]:
         return losses.choose(graph, {"y": y[:64]}, None, {"mse": 1.0}, 1.0)
 
-    training = prepare(onnx.load(folder / f"{name}.onnx"), {"x": x[:batch]}, choose, None)
+    training = prepare(onnx.load(folder / f"{name}.onnx"), {"x": x[: batch // threads]}, choose, None)
     job = folder / f"{name}-{batch}"
     job.mkdir()
     (job / "forward.onnx").write_bytes(training.model.SerializeToString())
@@ -96,8 +96,8 @@ def compare(folder: Path, name: str, batch: int, options: Any) -> dict[str, obje
     import condensec.healing.worker as package
     from condensec.healing.environment import ensure
 
-    job = prepare(folder, name, batch)
     threads = options.threads
+    job = prepare(folder, name, batch, threads)
     sides = {
         "torch": Trainer(options.torch, HERE / "torch_trainer.py", "train", folder, name, threads, batch),
         "worker": Trainer(

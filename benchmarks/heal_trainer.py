@@ -43,9 +43,10 @@ def serve() -> None:
     with np.load(job / "weights.npz") as stored:
         weights = Flat({name: stored[f"w{i}"] for i, name in enumerate(names["weights"])})
     gradients = weights.like()
-    engine = Engine(job / "forward.onnx", weights.views, gradients.views, int(sys.argv[3]))
+    threads, batch = int(sys.argv[3]), int(sys.argv[4])
+    engine = Engine(job / "forward.onnx", weights.views, gradients.views, threads, batch // threads, batch)
     optimizer = Optimizer(weights, gradients, Settings(), 0.99)
-    data = Batches(names["data"], int(sys.argv[4]), 0)
+    data = Batches(names["data"], batch, 0)
     epoch = 0
     batches = data.epoch(epoch)
     for line in sys.stdin:

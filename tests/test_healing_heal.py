@@ -81,6 +81,24 @@ def test_constant_node_weights_fixed_batch_and_frozen_names(tmp_path: Path) -> N
     assert result.after < result.before
 
 
+@pytest.mark.parametrize(("batch", "jobs"), [(None, 2), (None, 3), (4, 1), (4, 2)])
+def test_a_batch_in_parts_trains_like_a_whole_one(tmp_path: Path, batch: int | None, jobs: int) -> None:
+    """Shared out over threads, or one part after another (a model of fixed batch size): the same steps."""
+    teacher = models.mlp()
+    student = noisy(teacher)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    settings: dict[str, Any] = {"epochs": 1.0, "batch": 24, "jobs": 1, "lr": 8e-3}
+    expected = Setting(whole, teacher, student, 96).heal(**settings)
+    if batch:
+        teacher, student = models.with_batch(teacher, batch), models.with_batch(student, batch)
+    found = Setting(parts, teacher, student, 96).heal(**{**settings, "jobs": jobs})
+    assert found.steps == expected.steps == 4
+    for name, weights in expected.weights.items():
+        np.testing.assert_allclose(found.weights[name], weights, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 def test_a_perfect_student_is_left_alone(tmp_path: Path) -> None:
     setting = Setting(tmp_path, models.mlp(), models.mlp())
     result = setting.heal(METRICS["top1"], epochs=1, lr=0.3)

@@ -18,7 +18,7 @@ class HealOptions:
     Attributes:
         epochs: passes over the training samples; 3 if there is no budget at all.
         minutes: wall time of the training itself, validation included; None where `epochs` is the budget.
-        batch: samples a step; a model of fixed batch size takes its own.
+        batch: samples a step; a model of fixed batch size takes a multiple of its own, in parts.
         lr: peak step size, relative to each weight's own root mean square (0.008 = 0.8% a step); None tries
             a few in short runs first.
         optimizer: "adamw" or "sgd" (momentum 0.9).

@@ -135,9 +135,9 @@ def _prepare(
     """
     student, teacher = files
     train, validation = given
-    batch = _batch_size(model, len(train), options.batch)
+    part, batch = _batch_size(model, len(train), options)
     answers, pace = targets.sample(teacher, train, targets.shared_outputs(model, teacher), options.jobs)
-    training = _training(model, train, answers, options, batch)
+    training = _training(model, train, answers, options, part)
     key = budget.job_key(student, teacher, options, (len(train), len(validation)))
     share = budget.stored(state, key)
     counts = (share.train, share.validation) if share else budget.counts(
@@ -147,13 +147,13 @@ def _prepare(
     validation = budget.chosen(validation, counts[1], options.seed)
     say(0.0, f"computing the teacher's outputs on {len(train)} samples")
     stored = {
-        part: targets.store(teacher, samples, training, state / part, options.jobs, batch)
-        for part, samples in (("train", train), ("validation", validation))
+        name: targets.store(teacher, samples, training, state / name, options.jobs, part)
+        for name, samples in (("train", train), ("validation", validation))
     }
     if share is None:
         share = budget.Share(key, *counts, budget.remaining(options, begun))
         budget.store(state, share)
-    request = _request(training, stored, share, options, state, batch)
+    request = _request(training, stored, share, options, state, (part, batch))
     path = state / "request.json"
     path.write_text(json.dumps(request), encoding="utf-8")
     return _Job(training, path, stored, validation)
@@ -166,7 +166,7 @@ def _training(
     options: HealOptions,
     batch: int,
 ) -> Training:
-    """The training graph for one batch size."""
+    """The training graph for one part of a batch, of ``batch`` samples."""
     feeds = {name: targets.rows(array, batch) for name, array in train.inputs.items()}
     labels = None if train.labels is None else targets.rows(train.labels, batch)
     pattern = re.compile(options.freeze) if options.freeze else None
@@ -186,9 +186,18 @@ def _request(
     share: budget.Share,
     options: HealOptions,
     state: Path,
-    batch: int,
+    sizes: tuple[int, int],
 ) -> dict[str, Any]:
-    """What the worker is asked to do; its weights and graph are written beside it."""
+    """What the worker is asked to do; its weights and graph are written beside it.
+
+    Args:
+        training: the training graph.
+        files: samples and targets.
+        share: of the time budget.
+        options: settings.
+        state: folder to write to.
+        sizes: samples of one part, which the graph takes, and of a whole batch.
+    """
     (state / "forward.onnx").write_bytes(training.model.SerializeToString())
     names = list(training.weights)
     initial = {f"w{i}": training.weights[name] for i, name in enumerate(names)}
@@ -204,7 +213,8 @@ def _request(
         "weights": str(state / "initial.npz"),
         "names": names,
         **files,
-        "batch": batch,
+        "part": sizes[0],
+        "batch": sizes[1],
         "samples": share.train,
         "average": options.average,
         "epochs": options.epochs,
@@ -217,13 +227,19 @@ def _request(
     return {**request, "fingerprint": _fingerprint(request, training, files)}
 
 
-def _batch_size(model: onnx.ModelProto, samples: int, wanted: int) -> int:
-    """The batch to train with: the fixed one of the model, else what was asked, if there is as much."""
+def _batch_size(model: onnx.ModelProto, samples: int, options: HealOptions) -> tuple[int, int]:
+    """Samples of one part and of a whole batch: every thread takes a part at a time.
+
+    A model of fixed batch size takes parts of that size, and as many as make up what was asked for.
+    """
+    batch = max(1, min(options.batch, samples))
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
         if dims and dims[0].dim_value > 0 and value.name not in {t.name for t in model.graph.initializer}:
-            return int(dims[0].dim_value)
-    return max(1, min(wanted, samples))
+            part = int(dims[0].dim_value)
+            return part, part * max(1, batch // part)
+    lanes = min(max(1, options.jobs), batch)
+    return batch // lanes, batch // lanes * lanes
 
 
 def _fingerprint(request: Mapping[str, Any], training: Training, files: Mapping[str, Any]) -> str:

@@ -43,10 +43,15 @@ class Run:
             arrays = {name: stored[f"w{i}"] for i, name in enumerate(request["names"])}
         self._weights = Flat(arrays)
         self._gradients = self._weights.like()
-        self._engine = Engine(
-            Path(request["model"]), self._weights.views, self._gradients.views, int(request["threads"])
-        )
         batch, seed = int(request["batch"]), int(request["seed"])
+        self._engine = Engine(
+            Path(request["model"]),
+            self._weights.views,
+            self._gradients.views,
+            int(request["threads"]),
+            int(request["part"]),
+            batch,
+        )
         steps = max(1, int(request["samples"]) // batch)
         self._stream = Stream(self._files, steps, batch, seed)
         self._val = Batches(request["validation"], batch, 0)
