@@ -44,7 +44,9 @@ def serve() -> None:
         weights = Flat({name: stored[f"w{i}"] for i, name in enumerate(names["weights"])})
     gradients = weights.like()
     threads, batch = int(sys.argv[3]), int(sys.argv[4])
-    engine = Engine(job / "forward.onnx", weights.views, gradients.views, threads, batch // threads, batch)
+    engine = Engine(
+        {"model": job / "forward.onnx"}, weights.views, gradients.views, threads, batch // threads, batch
+    )
     optimizer = Optimizer(weights, gradients, Settings(), 0.99)
     data = Batches(names["data"], batch, 0)
     epoch = 0

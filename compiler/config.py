@@ -28,8 +28,10 @@ from condensec.errors import ConfigError
 from condensec.specs import (
     DEFAULT_PATTERNS,
     Budget,
+    parse_augment,
     parse_budget,
     parse_heal,
+    parse_losses,
     parse_patterns,
     parse_shape,
 )
@@ -58,6 +60,9 @@ class Config:
         step: share of the remaining units cut per cycle, in (0, 1].
         heal: how the cut model learns again: ``off``, ``closed-form``, ``auto``, ``epochs=3``, ``minutes=10``
             (`condensec.specs.parse_heal` takes it apart).
+        augment: how training samples are changed: ``flip``, ``crop=4``, ``module:callable``, several joined
+            by commas, or a function; None = not at all.
+        loss: what healing compares, such as ``output=1,features=0.5``; None = the outputs.
         patterns: what may be cut.
         quantize: ``none``, ``int8``, ``fp16`` or ``auto``.
         criterion: importance criterion.
@@ -80,6 +85,8 @@ class Config:
     metric: Any = None
     step: float = 0.1
     heal: str = "auto"
+    augment: Any = None
+    loss: str | None = None
     patterns: tuple[str, ...] = DEFAULT_PATTERNS
     quantize: str = "none"
     criterion: str = "magnitude"
@@ -109,6 +116,8 @@ class Config:
             "metric": self.metric,
             "step": self.step,
             "heal": self.heal,
+            "augment": self.augment,
+            "loss": self.loss,
             "patterns": ",".join(self.patterns),
             "quantize": self.quantize,
             "criterion": self.criterion,
@@ -117,7 +126,9 @@ class Config:
             "jobs": self.jobs,
             "shape": {name: list(dims) for name, dims in self.input_shapes.items()},
         }
-        lost = [k for k in ("data", "val", "metric") if not isinstance(values[k], str | Path | None)]
+        lost = [
+            k for k in ("data", "val", "metric", "augment") if not isinstance(values[k], str | Path | None)
+        ]
         for key in lost:
             values[key] = None
         kept = {k: v for k, v in values.items() if v is not None and v not in ({}, [])}
@@ -315,6 +326,14 @@ def _shapes(value: Any) -> dict[str, tuple[int, ...]]:
     return dict(parse_shape(text) for text in _texts("--shape", value))
 
 
+def _function(value: Any) -> Any:
+    if not callable(value):
+        raise ConfigError(
+            f"--augment can't be {value!r}", hint="give text or a function (batch, rng) -> dict"
+        )
+    return value
+
+
 def _asis(value: Any) -> Any:
     return value
 
@@ -332,6 +351,8 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "metric": _asis,
     "step": _number("--step", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
     "heal": lambda value: str(parse_heal(str(value))),
+    "augment": lambda value: ",".join(parse_augment(value)) if isinstance(value, str) else _function(value),
+    "loss": lambda value: ",".join(f"{k}={w:g}" for k, w in parse_losses(str(value)).items()),
     "patterns": lambda value: parse_patterns(",".join(_texts("--patterns", value))),
     "quantize": _choice("--quantize", QUANTIZATIONS),
     "criterion": str,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from condensec.errors import ConfigError
 
@@ -93,7 +94,29 @@ def parse_budget(text: str) -> Budget:
 
 AUTO_MINUTES = 2.0  # of gradient healing in all, when the user says nothing
 _HEAL_HINT = "write off, closed-form, auto, epochs=3 or minutes=10 (and ',closed-form=off' to train only)"
-_TRAIN_ONLY = ",closed-form=off"
+_SETTINGS: dict[str, tuple[str, Callable[[str], float | int | str], str]] = {
+    # as written -> (field of HealOptions, type, what is allowed)
+    "lr": ("lr", float, "a step size above 0, relative to each weight (0.008 = 0.8%)"),
+    "batch": ("batch", int, "samples a step, at least 1"),
+    "optimizer": ("optimizer", str, "adamw or sgd"),
+    "weight-decay": ("weight_decay", float, "a number from 0 on"),
+    "warmup": ("warmup", float, "a share of the run, from 0 to below 1"),
+    "average": ("average", float, "a decay a step, from 0 (none) to below 1"),
+    "temperature": ("temperature", float, "a number above 0"),
+    "patience": ("patience", int, "validations without a better one, 0 = never stop early"),
+    "views": ("views", int, "augmented views used in turn, 0 = a new one for every epoch"),
+}
+_ALLOWED: dict[str, Callable[[Any], bool]] = {
+    "lr": lambda v: 0 < v < math.inf,
+    "batch": lambda v: v >= 1,
+    "optimizer": lambda v: v in ("adamw", "sgd"),
+    "weight-decay": lambda v: 0 <= v < math.inf,
+    "warmup": lambda v: 0 <= v < 1,
+    "average": lambda v: 0 <= v < 1,
+    "temperature": lambda v: 0 < v < math.inf,
+    "patience": lambda v: v >= 0,
+    "views": lambda v: v >= 0,
+}
 
 
 @dataclass(frozen=True)
@@ -106,12 +129,14 @@ class Heal:
         epochs: passes over the training samples, in mode ``epochs``.
         minutes: of gradient healing, in modes ``minutes`` and ``auto``.
         train_only: no closed form before the training.
+        settings: (name, value) of further settings of the training, as written.
     """
 
     mode: str
     epochs: int | None = None
     minutes: float | None = None
     train_only: bool = False
+    settings: tuple[tuple[str, float | int | str], ...] = ()
 
     @property
     def closed_form(self) -> bool:
@@ -123,31 +148,107 @@ class Heal:
         """Whether the model is trained, given data."""
         return self.mode in ("auto", "epochs", "minutes")
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further settings as fields of `condensec.healing.HealOptions`."""
+        return {_SETTINGS[name][0]: value for name, value in self.settings}
+
     def __str__(self) -> str:
         text = {"epochs": f"epochs={self.epochs}", "minutes": f"minutes={self.minutes or 0:g}"}
-        return text.get(self.mode, self.mode) + (_TRAIN_ONLY if self.train_only else "")
+        more = ["closed-form=off"] * self.train_only
+        more += [
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.settings
+        ]
+        return ",".join([text.get(self.mode, self.mode), *more])
 
 
 def parse_heal(text: str) -> Heal:
-    """``off``, ``closed-form``, ``auto``, ``epochs=3``, ``minutes=10``, ``minutes=10,closed-form=off``.
+    """``off``, ``closed-form``, ``auto``, ``epochs=3``, ``minutes=10``; to the last three more may be added.
+
+    ``minutes=10,closed-form=off,lr=0.004,optimizer=sgd``: see `_SETTINGS`.
 
     Raises:
         ConfigError: anything else.
     """
-    if text in ("off", "closed-form"):
-        return Heal(text)
-    if text == "auto":
-        return Heal("auto", minutes=AUTO_MINUTES)
-    only = text.replace(" ", "").endswith(_TRAIN_ONLY)
-    key, _, value = text.partition(",")[0].partition("=") if only else text.partition("=")
+    head, *more = [part.strip() for part in text.split(",")]
+    if head in ("off", "closed-form") and not more:
+        return Heal(head)
+    key, _, value = head.partition("=")
+    train_only = "closed-form=off" in more
+    settings = tuple(_heal_setting(text, part) for part in more if part != "closed-form=off")
     try:
+        if head == "auto":
+            return Heal("auto", None, AUTO_MINUTES, train_only, settings)
         if key == "epochs" and int(value) > 0:
-            return Heal("epochs", epochs=int(value), train_only=only)
+            return Heal("epochs", int(value), None, train_only, settings)
         if key == "minutes" and 0 < float(value) < math.inf:
-            return Heal("minutes", minutes=float(value), train_only=only)
+            return Heal("minutes", None, float(value), train_only, settings)
     except ValueError:
         pass
     raise ConfigError(f"--heal '{text}' can't be read", hint=_HEAL_HINT)
+
+
+def _heal_setting(text: str, part: str) -> tuple[str, float | int | str]:
+    name, _, written = part.partition("=")
+    if name not in _SETTINGS:
+        raise ConfigError(
+            f"--heal '{text}': unknown setting '{name}'",
+            hint=_nearest(name, ("closed-form", *_SETTINGS), "known"),
+        )
+    _, kind, allowed = _SETTINGS[name]
+    try:
+        value = kind(written)
+        fits = _ALLOWED[name](value)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"--heal '{text}': {name} can't be '{written}'", hint=f"give {allowed}")
+    return name, value
+
+
+# -- augmentation and losses --------------------------------------------------------------------------
+
+_AUGMENT_HINT = "write flip, crop=4, module:callable, or several joined by commas"
+_LOSS_HINT = "write for instance output=1,features=0.5"
+LOSSES = ("output", "features", "kl", "mse", "cosine", "ce", "bce", "task_mse")
+
+
+def parse_augment(text: str) -> tuple[str, ...]:
+    """``flip,crop=4`` or ``module:callable``: the steps, in order.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    steps = tuple(part.strip() for part in text.split(","))
+    for step in steps:
+        if not re.fullmatch(r"flip|crop=[1-9][0-9]*|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", step):
+            raise ConfigError(f"--augment '{step}' can't be read", hint=_AUGMENT_HINT)
+    return steps
+
+
+def parse_losses(text: str) -> dict[str, float]:
+    """``output=1,features=0.5``: what is compared while training, and how much each counts.
+
+    Raises:
+        ConfigError: an unknown kind, or a weight that is no number from 0 on, or nothing that counts.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        kind, _, value = part.strip().partition("=")
+        if kind not in LOSSES:
+            raise ConfigError(f"--loss: unknown kind '{kind}'", hint=_nearest(kind, LOSSES, "known"))
+        try:
+            weights[kind] = float(value)
+        except ValueError:
+            weights[kind] = math.nan
+        if not 0 <= weights[kind] < math.inf:
+            raise ConfigError(
+                f"--loss '{part.strip()}' can't be", hint="write for instance output=1,features=0.5"
+            )
+    if not any(weights.values()):
+        raise ConfigError(f"--loss '{text}': nothing counts", hint="write for instance output=1,features=0.5")
+    return weights
 
 
 # -- patterns ---------------------------------------------------------------------------------------

@@ -182,9 +182,8 @@ def test_help_names_every_flag_of_the_contract(capsys: pytest.CaptureFixture[str
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     flags = "-o --output --target --budget --keep --align --max-drop --data --val --metric --step --heal"
-    flags += (
-        " --patterns --quantize --criterion --freeze --config --seed --jobs --resume --dry-run --json -q -v"
-    )
+    flags += " --augment --loss --patterns --quantize --criterion --freeze --config --seed --jobs --resume"
+    flags += " --dry-run --json -q -v"
     for flag in flags.split():
         assert re.search(rf"^ .*{flag}\b", text, re.MULTILINE), flag
     for command in _COMMANDS:

@@ -93,6 +93,24 @@ def test_heal_and_shape() -> None:
     assert not parse_heal("off").closed_form
     only = parse_heal("minutes=2, closed-form=off")
     assert (str(only), only.gradient, only.closed_form) == ("minutes=2,closed-form=off", True, False)
+    full = "minutes=2,closed-form=off,lr=0.004,batch=64,optimizer=sgd,average=0.99,patience=3,views=4"
+    assert str(parse_heal(full)) == full
+    assert parse_heal(full).options == {
+        "lr": 0.004, "batch": 64, "optimizer": "sgd", "average": 0.99, "patience": 3, "views": 4,
+    }  # fmt: skip
+    for bad in (
+        "lr=0",
+        "lr=x",
+        "batch=0",
+        "batch=1.5",
+        "optimizer=adam",
+        "average=1",
+        "warmup=1",
+        "patience=-1",
+    ):
+        refused(bad.partition("=")[0], heal=f"epochs=3,{bad}")
+    refused("did you mean 'patience'", heal="epochs=3,patiance=2")
+    refused("closed-form", heal="off,lr=0.1")
     for text in ("", "on", "epochs=0", "epochs=1.5", "minutes=0", "minutes=inf", "minutes=nan", "epochs"):
         refused("closed-form", heal=text)
     assert parse_shape("a=b=1x3,7") == ("a=b", (1, 3, 7))

@@ -29,6 +29,12 @@ _Student = Annotated[str, typer.Argument(metavar="PRUNED", help="The ONNX file t
 _Teacher = Annotated[str, _option("ORIGINAL", "The ONNX file to learn from.", o.WHAT, "--teacher")]
 _Samples = Annotated[str, _option("PATH", "Samples, as for compressing.", o.WHAT, "--data")]
 _HowLong = Annotated[str, _option("SPEC", "epochs=3 (the default) or minutes=10.", o.HOW, "--heal")]
+_PlanFile = Annotated[
+    str | None,
+    _option(
+        "FILE", "The plan that cut it: says which inner values --loss features can compare.", o.WHAT, "--plan"
+    ),
+]
 _HealedFile = Annotated[
     str | None, _option("FILE", "File to write. Default: PRUNED.healed.onnx.", o.OUT, "-o", "--output")
 ]
@@ -86,6 +92,9 @@ def heal(
     val: o.Val = None,
     metric: o.MetricName = None,
     heal: _HowLong = "epochs=3",
+    augment: o.Augment = None,
+    loss: o.Loss = None,
+    plan: _PlanFile = None,
     freeze: o.Freeze = None,
     seed: o.Seed = None,
     jobs: o.Jobs = None,
@@ -98,6 +107,7 @@ def heal(
     from condensec.commands.steps import refuse_overwriting
     from condensec.config import configure
     from condensec.errors import ConfigError
+    from condensec.plan import read_plan
     from condensec.specs import parse_heal
 
     spec = parse_heal(heal)
@@ -106,9 +116,11 @@ def heal(
     path = Path(output) if output is not None else Path(pruned).with_suffix(".healed.onnx")
     refuse_overwriting(path, pruned, teacher)
     settings = configure(
-        model=pruned, data=data, val=val, metric=metric, max_drop="inf", freeze=freeze, seed=seed, jobs=jobs
-    )
-    result = _heal(settings, Path(teacher), spec, path)
+        model=pruned, data=data, val=val, metric=metric, max_drop="inf", freeze=freeze, seed=seed, jobs=jobs,
+        augment=augment, loss=loss,
+    )  # fmt: skip
+    slices = None if plan is None else read_plan(Path(plan)).slices
+    result = _heal(settings, Path(teacher), spec, path, slices)
     console.current().result(*_healed(result, path))  # before and after are the metric on held-out samples
 
 
@@ -124,6 +136,7 @@ def _healed(result: HealResult, path: Path) -> tuple[str, dict[str, Any]]:
         "samples_per_second": result.samples_per_second,
         "peak_rss_mb": result.peak_rss_mb,
         "trained_share": result.trained_share,
+        "around": [{"node": node, "reason": reason} for node, reason in result.around],
         "frozen": [{"name": name, "reason": reason} for name, reason in result.frozen],
         "lr": result.lr,
         "note": result.note,
@@ -135,11 +148,12 @@ def _healed(result: HealResult, path: Path) -> tuple[str, dict[str, Any]]:
         ("trained", f"{100 * result.trained_share:.0f}% of the parameters"),
         ("written", str(path)),
     ]
+    rows += [("healed around", f"{node}: {reason}") for node, reason in result.around]
     rows += [("note", result.note)] * bool(result.note)
     return table(("", ""), rows), document
 
 
-def _heal(settings: Config, teacher: Path, spec: Heal, path: Path) -> HealResult:
+def _heal(settings: Config, teacher: Path, spec: Heal, path: Path, slices: Any) -> HealResult:
     """Read both models and the data, train, and write the healed model."""
     from condensec import data as samples
     from condensec import io
@@ -148,6 +162,7 @@ def _heal(settings: Config, teacher: Path, spec: Heal, path: Path) -> HealResult
     from condensec.healing import heal as train
     from condensec.metrics import resolve
     from condensec.progress import Progress
+    from condensec.specs import parse_losses
 
     student = io.load(settings.model)
     signature, original = io.signature(student), io.signature(io.load(teacher))
@@ -164,6 +179,9 @@ def _heal(settings: Config, teacher: Path, spec: Heal, path: Path) -> HealResult
         freeze=settings.freeze,
         seed=settings.seed,
         jobs=settings.jobs,
+        augment=settings.augment,
+        losses=None if settings.loss is None else parse_losses(settings.loss),
+        **spec.options,
     )
     state = path.with_name(f".{path.name}.state")
     console.current().resume_hint = "run the same command again to go on"
@@ -171,7 +189,7 @@ def _heal(settings: Config, teacher: Path, spec: Heal, path: Path) -> HealResult
         progress("heal", None, None)
         result = train(
             settings.model, teacher, splits.train, splits.validation, options, metric=metric, state=state,
-            progress=lambda share, text: progress.share("heal", share, text),
+            progress=lambda share, text: progress.share("heal", share, text), slices=slices,
         )  # fmt: skip
     for name, array in result.weights.items():
         _replace(student, name, array)

@@ -29,6 +29,8 @@ def compress(
     shape: o.Shape = None,
     step: o.Step = None,
     heal: o.Heal = None,
+    augment: o.Augment = None,
+    loss: o.Loss = None,
     patterns: o.Patterns = None,
     quantize: o.Quantize = None,
     criterion: o.Criterion = None,

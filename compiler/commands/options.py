@@ -87,6 +87,26 @@ Heal = Annotated[
         HOW,
     ),
 ]
+Augment = Annotated[
+    str | None,
+    _text(
+        "--augment",
+        "STEPS",
+        "Change the samples that healing trains on: flip, crop=4 (images [N,C,H,W]), module:callable, or"
+        " several joined by commas.",
+        HOW,
+    ),
+]
+Loss = Annotated[
+    str | None,
+    _text(
+        "--loss",
+        "SPEC",
+        "What healing compares: output=1,features=0.5 (block outputs), or kl, mse, cosine, ce, bce, task_mse."
+        " Default: output=1.",
+        HOW,
+    ),
+]
 Patterns = Annotated[
     str | None, _text("--patterns", "LIST", "What may be cut. Default: channels,heads,neurons.", HOW)
 ]

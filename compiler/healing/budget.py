@@ -46,10 +46,16 @@ class Share:
 
 def job_key(student: Path, teacher: Path, options: HealOptions, counts: tuple[int, int]) -> str:
     """Equal for calls that ask for the same thing."""
-    digest = hashlib.sha256(json.dumps([asdict(options), counts], default=str, sort_keys=True).encode())
+    text = json.dumps([asdict(options), counts], default=_name, sort_keys=True)
+    digest = hashlib.sha256(text.encode())
     for path in (student, teacher):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _name(value: object) -> str:
+    """A function by its name: its `repr` differs from run to run."""
+    return str(getattr(value, "__qualname__", value))
 
 
 def stored(state: Path, key: str) -> Share | None:

@@ -124,6 +124,7 @@ class Judge:
             samples_per_second=float(end.get("rate") or steps * self._options.batch / trained),
             peak_rss_mb=self._rss,
             frozen=training.frozen,
+            around=training.around,
             trained_share=training.trained_share,
             lr=end.get("lr"),
             note="" if improved else "training gave nothing better; the weights stay as they were",

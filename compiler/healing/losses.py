@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto
@@ -15,7 +16,12 @@ from onnx import TensorProto
 from condensec.errors import HealError
 from condensec.healing.graph import Emitter, Graph, Node
 
+if TYPE_CHECKING:
+    from condensec.healing.features import Match
+
 KINDS = ("kl", "mse", "cosine", "ce", "bce", "task_mse")
+OUTPUT = "output"  # whichever of the kinds suit the outputs and labels
+FEATURES = "features"  # mse at block outputs, see `condensec.healing.features`
 _EPS = 1e-7
 
 
@@ -24,11 +30,12 @@ class Term:
     """One summand of the loss.
 
     Attributes:
-        kind: one of `KINDS`.
-        output: the graph output it compares.
+        kind: one of `KINDS`, or `FEATURES`.
+        output: the graph output it compares, or a value inside.
         weight: its factor.
         temperature: of kl.
         scale: variance of the teacher's output, which mse is divided by.
+        match: of a value inside: which of the teacher's channels the student has.
     """
 
     kind: str
@@ -36,10 +43,11 @@ class Term:
     weight: float
     temperature: float = 1.0
     scale: float = 1.0
+    match: Match | None = None
 
 
 def target_name(output: str) -> str:
-    """Name of the graph input that carries the teacher's values of an output."""
+    """Name of the graph input that carries the teacher's values of an output or an inner value."""
     return f"heal.target.{output}"
 
 
@@ -79,13 +87,15 @@ def choose(
         graph: the student.
         teacher: a sample of the teacher's outputs.
         labels: task labels, integer classes or values of an output's shape.
-        weights: kind -> weight, asked for by the user; None chooses by what the outputs look like:
-            kl where a softmax ends the graph or labels are classes of it, mse and a little cosine elsewhere.
+        weights: kind -> weight, asked for by the user; None, and what is asked for as `OUTPUT`, chooses by
+            what the outputs look like: kl where a softmax ends the graph or labels are classes of it (and
+            ce where there are labels), mse elsewhere. `FEATURES` isn't an output's and is left out.
         temperature: of kl.
 
     Raises:
-        HealError: no output can be compared, or a kind was asked for that fits none.
+        HealError: a kind was asked for that fits no output.
     """
+    asked = {OUTPUT: 1.0} if weights is None else {k: w for k, w in weights.items() if k != FEATURES and w}
     terms: list[Term] = []
     floats = [o for o in graph.outputs if graph.is_float(o) and o in teacher]
     for output in floats:
@@ -93,16 +103,20 @@ def choose(
         _, axis, soft = logits_of(graph, output)
         shape = graph.shape(output) or ()
         fits = labels is not None and _are_classes(labels, shape, axis)
-        kinds = weights or _usual(soft or fits, fits)
+        kinds = {kind: weight for kind, weight in asked.items() if kind != OUTPUT}
+        for kind, share in (_usual(soft or fits, fits) if OUTPUT in asked else {}).items():
+            kinds[kind] = kinds.get(kind, 0.0) + share * asked[OUTPUT]
         for kind, weight in kinds.items():
             if kind == "ce" and not fits:
                 continue
             if kind in ("bce", "task_mse") and (labels is None or labels.shape[1:] != shape[1:]):
                 continue
             terms.append(Term(kind, output, weight / len(floats), temperature, scale))
-    if not terms:
-        asked = f" by {', '.join(weights)}" if weights else ""
-        raise HealError(f"no output of the student can be compared{asked}", hint="see --heal")
+    if not terms and weights is not None and asked:
+        raise HealError(
+            f"no output of the student can be compared by {', '.join(asked)}",
+            hint="ce needs class numbers as labels, bce and task_mse labels in the shape of an output",
+        )
     return terms
 
 
@@ -223,4 +237,5 @@ _EMIT = {
     "ce": _cross_entropy,
     "bce": _binary,
     "task_mse": _task_mse,
+    FEATURES: _mse,
 }

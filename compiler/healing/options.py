@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,9 +26,13 @@ class HealOptions:
             and given back; 0 = none, None = by the length of the run.
         weight_decay: decoupled, on tensors of two or more axes.
         warmup: share of the run in which the step grows from zero.
-        losses: kind (kl, mse, cosine, ce, bce, task_mse) -> weight; None chooses by the outputs and labels.
+        losses: kind -> weight: kl, mse, cosine, ce, bce, task_mse; `output`, which chooses among them by the
+            outputs and labels; `features`, which compares block outputs. None = {"output": 1}.
         temperature: of the kl loss.
         patience: stop after this many validations without a better one; 0 = never.
+        augment: changes training samples: `flip`, `crop=4`, `module:callable` or several joined by commas,
+            or a function (batch: dict[str, ndarray], rng: Generator) -> dict; see `healing.augment`.
+        views: of the augmented samples that are used in turn; 0 = a new one for every epoch.
         freeze: regular expression; weights whose name it finds are left alone.
         seed: order of the batches.
         jobs: threads.
@@ -46,6 +50,8 @@ class HealOptions:
     losses: Mapping[str, float] | None = None
     temperature: float = 2.0
     patience: int = 0
+    augment: str | Callable[..., Any] | None = None
+    views: int = 0
     freeze: str | None = None
     seed: int = 0
     jobs: int = 1
@@ -100,6 +106,8 @@ class HealResult:
         samples_per_second: of the training steps.
         peak_rss_mb: of the worker.
         frozen: (weight, reason) of weights that couldn't be trained.
+        around: (node, reason) of operators without a gradient that were healed around: the part before
+            learned the original's values there.
         trained_share: trained parameters / all parameters that are weights.
         note: one line for the report; "" if there is nothing to say.
         lr: step size that was trained with, see `HealOptions.lr`; None if it never came to that.
@@ -116,5 +124,6 @@ class HealResult:
     peak_rss_mb: float
     frozen: tuple[tuple[str, str], ...] = ()
     trained_share: float = 1.0
+    around: tuple[tuple[str, str], ...] = ()
     note: str = field(default="")
     lr: float | None = None

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from condensec.errors import CondensecError, HealError
-from condensec.healing import budget, losses, targets
+from condensec.healing import budget, features, losses, targets
+from condensec.healing.augment import resolve
 from condensec.healing.client import Event, Worker, follow
 from condensec.healing.environment import ensure
+from condensec.healing.features import Slices
 from condensec.healing.judge import Judge
 from condensec.healing.options import HealOptions, HealResult, Round
 from condensec.healing.training import Training, prepare
+from condensec.healing.views import Views
 
 if TYPE_CHECKING:
     import onnx
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from condensec.healing.graph import Graph
 
 Progress = Callable[[float, str], None]  # share of the work done in [0, 1], what is going on
-_VERSION = 1  # of the files in the state folder
+_VERSION = 2  # of the files in the state folder
 
 
 def heal(
@@ -47,6 +50,7 @@ def heal(
     metric: Any = None,
     state: Path,
     progress: Progress | None = None,
+    slices: Slices | None = None,
 ) -> HealResult:
     """Train a student to give what its teacher gives.
 
@@ -61,6 +65,8 @@ def heal(
         state: folder for checkpoints; the same call with the same folder goes on where it was stopped.
             Removed when healing is done.
         progress: gets the share done and a line of text as it goes.
+        slices: of the plan that cut the student, weight -> axis -> kept indices: says which of the teacher's
+            inner values are comparable. Without them only those of the same shape are.
 
     Returns:
         The best weights by validation, and what happened. Never worse than before: no weights and a note
@@ -68,23 +74,44 @@ def heal(
 
     Raises:
         HealError: the worker can't be had, or failed; the state folder stays, so a repeated call resumes.
+        ConfigError, DataError: the augmentation can't be had, or gives what doesn't fit.
     """
     begun = time.monotonic()
     say = progress or (lambda share, text: None)
     python = ensure(lambda line: say(0.0, line))
+    models = _Models(_load(student), student, teacher, slices or {})
     try:
         state.mkdir(parents=True, exist_ok=True)
-        model = _load(student)
-        job = _prepare(model, (student, teacher), (train, validation), options, state, say, begun)
-        reference = targets.reference(job.files["validation"], job.training)
-        judge = Judge(model, job.training, job.validation, metric, state, options, reference)
-        with Worker(python, [str(job.request)], stall=options.stall) as worker:
-            end = follow(worker, {"round": _on_round(judge, say), **_pass_on(say)})
+        job = _prepare(models, (train, validation), options, state, say, begun)
+        reference = targets.reference(job.validation_files, job.training)
+        judge = Judge(models.student, job.training, job.validation, metric, state, options, reference)
+        with job.views, Worker(python, [str(job.request)], stall=options.stall) as worker:
+            on_view = {"view": lambda event: {"files": job.views.get(int(event["epoch"]))}}
+            end = follow(worker, {"round": _on_round(judge, say), **on_view, **_pass_on(say)})
     except OSError as error:
-        raise HealError(f"healing can't write to {state}: {error}", hint="is the disk full?") from error
+        raise HealError(
+            f"healing can't write to {state}: {error.strerror or error}", hint="is the disk full?"
+        ) from error
     result = judge.result(job.training, end, time.monotonic() - begun)
     shutil.rmtree(state, ignore_errors=True)
     return result
+
+
+@dataclass(frozen=True)
+class _Models:
+    """Student and teacher.
+
+    Attributes:
+        student: the student.
+        path: its file.
+        teacher: the teacher's file.
+        slices: of the plan.
+    """
+
+    student: onnx.ModelProto
+    path: Path
+    teacher: Path
+    slices: Slices
 
 
 @dataclass(frozen=True)
@@ -94,13 +121,15 @@ class _Job:
     Attributes:
         training: the training graph.
         request: file the worker reads.
-        files: "train" and "validation" -> graph input -> .npy file.
+        views: makes the training samples, if they are augmented.
+        validation_files: graph input -> .npy file.
         validation: the samples to judge by.
     """
 
     training: Training
     request: Path
-    files: dict[str, dict[str, str]]
+    views: Views
+    validation_files: dict[str, str]
     validation: Samples
 
 
@@ -114,8 +143,7 @@ def _load(path: Path) -> onnx.ModelProto:
 
 
 def _prepare(
-    model: onnx.ModelProto,
-    files: tuple[Path, Path],
+    models: _Models,
     given: tuple[Samples, Samples],
     options: HealOptions,
     state: Path,
@@ -125,20 +153,20 @@ def _prepare(
     """Write the training graph, the data and the request into the state folder.
 
     Args:
-        model: the student.
-        files: student and teacher.
+        models: student and teacher.
         given: training and validation samples.
         options: settings.
         state: folder to write to.
         say: told what is going on.
         begun: when the call began, for the time budget.
     """
-    student, teacher = files
     train, validation = given
-    part, batch = _batch_size(model, len(train), options)
-    answers, pace = targets.sample(teacher, train, targets.shared_outputs(model, teacher), options.jobs)
-    training = _training(model, train, answers, options, part)
-    key = budget.job_key(student, teacher, options, (len(train), len(validation)))
+    part, batch = _batch_size(models.student, len(train), options)
+    augment = resolve(options.augment, train, seed=options.seed, batch=batch)
+    outputs = targets.shared_outputs(models.student, models.teacher)
+    answers, pace = targets.sample(models.teacher, train, outputs, options.jobs)
+    training = _training(models, train, answers, options, part)
+    key = budget.job_key(models.path, models.teacher, options, (len(train), len(validation)))
     share = budget.stored(state, key)
     counts = (share.train, share.validation) if share else budget.counts(
         options, len(train), len(validation), pace, batch
@@ -146,21 +174,28 @@ def _prepare(
     train = budget.chosen(train, counts[0], options.seed)
     validation = budget.chosen(validation, counts[1], options.seed)
     say(0.0, f"computing the teacher's outputs on {len(train)} samples")
-    stored = {
-        name: targets.store(teacher, samples, training, state / name, options.jobs, part)
-        for name, samples in (("train", train), ("validation", validation))
-    }
+    original = targets.Teacher(models.teacher, training, options.jobs, part)
+    judged = original.write(validation, state / "validation")
+
+    def make(view: int, folder: Path, is_stopped: Callable[[], bool]) -> dict[str, str]:
+        return original.write(train, folder, augment=augment, view=view, is_stopped=is_stopped)
+
+    views = Views(make, state / "train", options.views, options.epochs)
+    files = {"validation": judged}
+    if augment is None:
+        files["train"] = original.write(train, state / "train")
     if share is None:
         share = budget.Share(key, *counts, budget.remaining(options, begun))
         budget.store(state, share)
-    request = _request(training, stored, share, options, state, (part, batch))
+    request = _request(training, files, share, options, state, (part, batch))
+    digest = _fingerprint(request, training, options, (train, validation))
     path = state / "request.json"
-    path.write_text(json.dumps(request), encoding="utf-8")
-    return _Job(training, path, stored, validation)
+    path.write_text(json.dumps({**request, "fingerprint": digest}), encoding="utf-8")
+    return _Job(training, path, views, judged, validation)
 
 
 def _training(
-    model: onnx.ModelProto,
+    models: _Models,
     train: Samples,
     answers: Mapping[str, np.ndarray],
     options: HealOptions,
@@ -170,14 +205,24 @@ def _training(
     feeds = {name: targets.rows(array, batch) for name, array in train.inputs.items()}
     labels = None if train.labels is None else targets.rows(train.labels, batch)
     pattern = re.compile(options.freeze) if options.freeze else None
+    within = (options.losses or {}).get(losses.FEATURES, 0.0)
 
-    def choose(graph: Graph) -> list[losses.Term]:
-        return losses.choose(graph, answers, train.labels, options.losses, options.temperature)
+    def choose(graph: Graph, barriers: Mapping[str, str]) -> list[losses.Term]:
+        terms = losses.choose(graph, answers, train.labels, options.losses, options.temperature)
+        stops = features.in_front_of(graph, barriers)
+        if not within and not stops:
+            return terms
+        known = features.look(models.student, models.slices)
+        blocks = features.spread(known.blocks) if within else []
+        inner = targets.insides(models.teacher, train, [*stops, *blocks], options.jobs)
+        for names, weight in ((stops, 1.0), ([n for n in blocks if n not in stops], within)):
+            terms += features.terms(graph, known, inner, names, weight, len(train))
+        return terms
 
     def is_frozen(name: str) -> bool:
         return bool(pattern and pattern.search(name))
 
-    return prepare(model, feeds, choose, labels, freeze=is_frozen)
+    return prepare(models.student, feeds, choose, labels, freeze=is_frozen)
 
 
 def _request(
@@ -199,6 +244,11 @@ def _request(
         sizes: samples of one part, which the graph takes, and of a whole batch.
     """
     (state / "forward.onnx").write_bytes(training.model.SerializeToString())
+    paths = {}
+    for name, part in (("behind", training.behind), ("before", training.before)):
+        if part is not None:
+            paths[name] = str(state / f"{name}.onnx")
+            Path(paths[name]).write_bytes(part.SerializeToString())
     names = list(training.weights)
     initial = {f"w{i}": training.weights[name] for i, name in enumerate(names)}
     targets.write_npz(state / "initial.npz", initial)
@@ -208,8 +258,9 @@ def _request(
         "weight_decay": options.weight_decay,
         "warmup": options.warmup,
     }
-    request: dict[str, Any] = {
+    return {
         "model": str(state / "forward.onnx"),
+        **paths,
         "weights": str(state / "initial.npz"),
         "names": names,
         **files,
@@ -224,7 +275,6 @@ def _request(
         "optimizer": optimizer,
         "state": str(state),
     }
-    return {**request, "fingerprint": _fingerprint(request, training, files)}
 
 
 def _batch_size(model: onnx.ModelProto, samples: int, options: HealOptions) -> tuple[int, int]:
@@ -242,18 +292,19 @@ def _batch_size(model: onnx.ModelProto, samples: int, options: HealOptions) -> t
     return batch // lanes, batch // lanes * lanes
 
 
-def _fingerprint(request: Mapping[str, Any], training: Training, files: Mapping[str, Any]) -> str:
+def _fingerprint(
+    request: Mapping[str, Any], training: Training, options: HealOptions, samples: tuple[Samples, Samples]
+) -> str:
     """Equal for equal jobs: a checkpoint of another job is not taken up."""
     digest = hashlib.sha256()
     plain = {k: v for k, v in request.items() if k not in ("threads", "state")}
-    digest.update(json.dumps([_VERSION, plain], sort_keys=True, default=str).encode())
+    how = [options.views, getattr(options.augment, "__qualname__", options.augment)]
+    digest.update(json.dumps([_VERSION, plain, how], sort_keys=True, default=str).encode())
     digest.update(training.model.SerializeToString(deterministic=True))
     for value in training.weights.values():
         digest.update(np.ascontiguousarray(value).tobytes())
-    for part in files.values():
-        for name, path in part.items():
-            digest.update(f"{name}{Path(path).stat().st_size}".encode())
-            digest.update(targets.head(Path(path)))
+    for part in samples:
+        digest.update(targets.summary(part))
     return digest.hexdigest()
 
 

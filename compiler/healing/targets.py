@@ -1,16 +1,17 @@
-"""The worker's data on disk: inputs, labels and the teacher's outputs, written batch by batch."""
+"""The worker's data on disk: inputs, labels and the teacher's values, written batch by batch."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from condensec.errors import HealError
+from condensec.errors import CondensecError, HealError
 from condensec.healing import losses
 from condensec.healing.training import Training
 
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
     import onnx
 
     from condensec.data import Samples
+    from condensec.healing.augment import Augmenter
 
 _HALF_ABOVE = 1 << 29  # bytes; larger targets are stored in half precision
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 _CHUNK = 256  # samples whose outputs are held at a time
+_PROBED = 64  # samples by which the teacher's values are looked at
 
 
 def rows(array: np.ndarray, count: int) -> np.ndarray:
@@ -45,13 +49,17 @@ def shared_outputs(student: onnx.ModelProto, teacher: Path) -> list[str]:
     return shared
 
 
+def _few(samples: Samples) -> Samples:
+    return samples.subset(np.arange(0, len(samples), max(1, len(samples) // _PROBED))[:_PROBED])
+
+
 def sample(
     teacher: Path, samples: Samples, outputs: list[str], threads: int
 ) -> tuple[dict[str, np.ndarray], float]:
     """The teacher's outputs on a few samples, to see what they look like, and its seconds a sample."""
     from condensec.runner import Session
 
-    few = samples.subset(np.arange(0, len(samples), max(1, len(samples) // 64))[:64])
+    few = _few(samples)
     session = Session(teacher, threads=threads)
     answers = session.run_samples(few)
     begun = time.monotonic()
@@ -60,66 +68,161 @@ def sample(
     return {name: answers[name] for name in outputs}, pace
 
 
-def store(
-    teacher: Path, samples: Samples, training: Training, folder: Path, threads: int, batch: int
-) -> dict[str, str]:
-    """Write inputs, labels and teacher outputs as .npy files.
+def insides(teacher: Path, samples: Samples, names: Sequence[str], threads: int) -> dict[str, np.ndarray]:
+    """Values inside the teacher on a few samples.
 
-    Files that are there already, of an interrupted call, are written again: they are cheap next to training.
-
-    Returns:
-        Graph input -> file.
+    Those it doesn't have, or doesn't have sample by sample, are left out.
 
     Raises:
-        HealError: the teacher gives something that isn't a number.
+        HealError: the teacher can't be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, str] = {}
-    for i, name in enumerate(training.inputs):
-        path = folder / f"input{i}.npy"
-        kind = samples.inputs[name].dtype
-        np.save(
-            path,
-            np.asarray(samples.inputs[name], np.float32 if kind.kind == "f" else kind),
-            allow_pickle=False,
-        )
-        files[name] = str(path)
-    if training.uses_labels and samples.labels is not None:
-        wanted = next(i for i in training.model.graph.input if i.name == losses.LABELS)
-        dtype = np.float32 if wanted.type.tensor_type.elem_type == 1 else np.int64
-        np.save(folder / "labels.npy", samples.labels.astype(dtype), allow_pickle=False)
-        files[losses.LABELS] = str(folder / "labels.npy")
-    files.update(_teacher_outputs(teacher, samples, training, folder, threads, batch))
-    return files
+    import onnx
 
-
-def _teacher_outputs(
-    teacher: Path, samples: Samples, training: Training, folder: Path, threads: int, batch: int
-) -> dict[str, str]:
     from condensec.runner import Session
 
-    session = Session(teacher, threads=threads)
-    count = len(samples)
-    stored: dict[str, Any] = {}
-    files = {name: str(folder / f"target{i}.npy") for i, name in enumerate(training.targets)}
-    for start in range(0, count, _CHUNK):
-        part = samples.subset(np.arange(start, min(start + _CHUNK, count)))
-        answers = session.run_samples(part, batch=batch)
-        for name, output in training.targets.items():
-            value = answers[output]
-            if not np.isfinite(value).all():
+    graph = onnx.load(str(teacher), load_external_data=False).graph
+    made = {name for node in graph.node for name in node.output}
+    there = [name for name in names if name in made]
+    if not there:
+        return {}
+    few = _few(samples)
+    try:
+        answers = Session(teacher, threads=threads, extra_outputs=there).run_samples(few, outputs=there)
+    except CondensecError as error:
+        raise HealError(f"the teacher's inner values can't be computed: {error}") from error
+    return {name: value for name, value in answers.items() if len(value) == len(few)}
+
+
+class Teacher:
+    """An open teacher that writes samples beside its answers to them.
+
+    Args:
+        path: model file.
+        training: says which inputs and which of its values are wanted.
+        threads: for onnxruntime.
+        batch: samples a call.
+    """
+
+    def __init__(self, path: Path, training: Training, threads: int, batch: int) -> None:
+        from condensec.runner import Session
+
+        self._training, self._batch = training, batch
+        inner = tuple(v for v in training.targets.values() if v in training.matches)
+        self._session = Session(path, threads=threads, extra_outputs=inner)
+
+    def write(
+        self,
+        samples: Samples,
+        folder: Path,
+        *,
+        augment: Augmenter | None = None,
+        view: int = 0,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> dict[str, str]:
+        """Write inputs, labels and the teacher's values as .npy files.
+
+        Files that are there already, of an interrupted call, are written again: they are cheap next to
+        training.
+
+        Args:
+            samples: what to write.
+            folder: where to.
+            augment: changes the samples first.
+            view: number of this pass over the samples, for `augment`.
+            is_stopped: asked between batches; nobody needs the rest any more.
+
+        Returns:
+            Graph input -> file.
+
+        Raises:
+            HealError: the samples or the teacher's values hold something that isn't a number.
+            OSError: the files can't be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        files = self._files(samples, folder)
+        with ExitStack() as stack:
+            writers = {name: stack.enter_context(_Npy(path, len(samples))) for name, path in files.items()}
+            for start in range(0, len(samples), _CHUNK):
+                if is_stopped():
+                    break
+                part = samples.subset(np.arange(start, min(start + _CHUNK, len(samples))))
+                if augment is not None:
+                    part = augment(part, view, start)
+                for name, array in self._arrays(part, start).items():
+                    writers[name].add(array)
+        return files
+
+    def _files(self, samples: Samples, folder: Path) -> dict[str, str]:
+        names = [*self._training.inputs, *self._training.targets]
+        files = {name: str(folder / f"array{i}.npy") for i, name in enumerate(names)}
+        if self._training.uses_labels and samples.labels is not None:
+            files[losses.LABELS] = str(folder / "labels.npy")
+        return files
+
+    def _arrays(self, part: Samples, start: int) -> dict[str, np.ndarray]:
+        """What is written for some samples."""
+        training = self._training
+        found: dict[str, np.ndarray] = {}
+        for name in training.inputs:
+            array = part.inputs[name]
+            is_float = array.dtype.kind == "f"
+            if is_float and not np.isfinite(array).all():
+                raise HealError(f"input '{name}' has NaN or infinity on sample {start} or later")
+            found[name] = np.asarray(array, np.float32) if is_float else array
+        if training.uses_labels and part.labels is not None:
+            wanted = next(i for i in training.model.graph.input if i.name == losses.LABELS)
+            is_value = wanted.type.tensor_type.elem_type == 1
+            found[losses.LABELS] = part.labels.astype(np.float32 if is_value else np.int64)
+            if not np.isfinite(found[losses.LABELS]).all():
+                raise HealError(f"the labels have NaN or infinity on sample {start} or later")
+        wanted_values = list(dict.fromkeys(training.targets.values()))
+        answers = self._session.run_samples(part, batch=self._batch, outputs=wanted_values)
+        for name, value in training.targets.items():
+            array = answers[value]
+            if value in training.matches:
+                array = training.matches[value].of(array)
+            if not np.isfinite(array).all():
                 raise HealError(
-                    f"the teacher's output '{output}' has NaN or infinity on sample {start} or later"
+                    f"the teacher's value '{value}' has NaN or infinity on sample {start} or later"
                 )
-            if name not in stored:
-                size = count * value[0].size * 4
-                dtype = np.float16 if size > _HALF_ABOVE else np.float32
-                shape = (count, *value.shape[1:])
-                stored[name] = np.lib.format.open_memmap(files[name], mode="w+", dtype=dtype, shape=shape)
-            stored[name][start : start + len(value)] = value
-    for array in stored.values():
-        array.flush()
-    return files
+            found[name] = np.asarray(array, np.float32)
+        return found
+
+
+class _Npy:
+    """An .npy file written row by row. Not a memory map: on a full disk that ends the process.
+
+    Args:
+        path: the file.
+        count: rows there will be.
+    """
+
+    def __init__(self, path: str, count: int) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
+        self._count = count
+        self._dtype: Any = None
+
+    def __enter__(self) -> _Npy:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._file.close()
+
+    def add(self, array: np.ndarray) -> None:
+        """The next rows."""
+        if self._dtype is None:
+            shape = (self._count, *array.shape[1:])
+            is_large = array.dtype == np.float32 and 4 * int(np.prod(shape)) > _HALF_ABOVE
+            self._dtype = np.dtype(np.float16) if is_large else array.dtype
+            header = {
+                "descr": np.lib.format.dtype_to_descr(self._dtype),
+                "fortran_order": False,
+                "shape": shape,
+            }
+            np.lib.format.write_array_header_1_0(self._file, header)
+        if self._dtype == np.float16:
+            array = np.clip(array, -_LARGEST_HALF, _LARGEST_HALF)
+        self._file.write(np.ascontiguousarray(array, self._dtype).tobytes())
 
 
 def reference(files: Mapping[str, str], training: Training) -> dict[str, np.ndarray]:
@@ -127,13 +230,20 @@ def reference(files: Mapping[str, str], training: Training) -> dict[str, np.ndar
     return {
         output: np.load(files[name], mmap_mode="r", allow_pickle=False)
         for name, output in training.targets.items()
+        if output not in training.matches
     }
 
 
-def head(path: Path, size: int = 1 << 16) -> bytes:
-    """The first bytes of a file, to tell data apart."""
-    with open(path, "rb") as file:
-        return file.read(size)
+def summary(samples: Samples) -> bytes:
+    """Bytes that tell samples apart: some rows of every array."""
+    index = np.unique(np.linspace(0, len(samples) - 1, 64).astype(np.int64))
+    part = samples.subset(index)
+    found = [f"{len(samples)}".encode()]
+    arrays = {**part.inputs, **({} if part.labels is None else {losses.LABELS: part.labels})}
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found += [f"{name}{array.dtype}{array.shape}".encode(), array.tobytes()]
+    return b"".join(found)
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

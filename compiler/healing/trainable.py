@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-from onnx import helper
 
 from condensec.healing.graph import Graph, Node, reads
 
@@ -100,20 +98,40 @@ def blocked(graph: Graph, refused: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def stop_gradients(graph: Graph, barriers: dict[str, str], wanted: list[str]) -> None:
-    """Put a stop in front of each barrier: a Sum of one value, which the worker gives a zero gradient."""
+def severed(graph: Graph, barriers: dict[str, str], wanted: list[str]) -> list[str]:
+    """Float values that barriers make of trained weights: what comes before them can't be reached from here.
+
+    Training gets them as inputs, computed anew in every step by running the graph up to there: the gradient
+    builder would ask for a gradient of every node between a weight and the loss.
+    """
     depends = _depending_on(graph, wanted)
-    nodes: list[onnx.NodeProto] = []
-    for proto in graph.nodes:
-        if proto.output[0] in barriers:
-            for i, name in enumerate(proto.input):
-                if name in depends and graph.is_float(name):
-                    stopped = graph.fresh("stop")
-                    nodes.append(helper.make_node("Sum", [name], [stopped], stopped))
-                    graph.shapes[stopped], graph.types[stopped] = graph.shape(name) or (), graph.type(name)
-                    proto.input[i] = stopped
-        nodes.append(proto)
-    graph.nodes = nodes
+    return [
+        name
+        for proto in graph.nodes
+        if proto.output[0] in barriers
+        for name in proto.output
+        if name and name in depends and graph.is_float(name)
+    ]
+
+
+def cut_at(graph: Graph, values: list[str]) -> Graph:
+    """A graph that gets some of its values as inputs."""
+    inputs = {**graph.inputs, **{name: (graph.type(name), graph.shape(name) or ()) for name in values}}
+    nodes = [n for n in graph.nodes if not set(values).intersection(n.output)]
+    part = Graph(nodes, dict(graph.constants), inputs, list(graph.outputs), graph.shapes, graph.types)
+    part.prune()
+    read = {name for node in part.nodes for name in reads(node)}
+    part.inputs = {name: port for name, port in inputs.items() if name in read}
+    return part
+
+
+def up_to(graph: Graph, values: list[str]) -> Graph:
+    """The part of a graph that computes some of its values."""
+    part = Graph(graph.nodes, dict(graph.constants), graph.inputs, values, graph.shapes, graph.types)
+    part.prune()
+    read = {name for node in part.nodes for name in reads(node)}
+    part.inputs = {name: port for name, port in graph.inputs.items() if name in read}
+    return part
 
 
 def select(graph: Graph, wanted: list[str], barriers: dict[str, str], losses: list[str]) -> Selection:

@@ -10,11 +10,12 @@ import onnx
 
 from condensec.errors import HealError
 from condensec.healing import losses
+from condensec.healing.features import Match
 from condensec.healing.fold import fold_batch_norms
 from condensec.healing.graph import Feeds, Graph
 from condensec.healing.legalize import legalize
 from condensec.healing.static import infer, read, run, run_model
-from condensec.healing.trainable import Selection, blocked, candidates, select, stop_gradients
+from condensec.healing.trainable import Selection, blocked, candidates, cut_at, select, severed, up_to
 
 _TOLERANCE = 2e-3  # of the output's own scale: rewriting changes rounding, not values
 
@@ -25,19 +26,28 @@ class Training:
 
     Attributes:
         model: forward graph: inputs, targets and weights in, the loss out.
+        behind: the same with what operators without a gradient make of the weights as further inputs; None
+            where there are no such operators.
+        before: gives these values; None as `behind`.
         weights: initial value of each trained weight, by its name in the student's file.
         frozen: (name, reason) of weights that stay as they are.
         inputs: names of the graph inputs that come from the samples.
         targets: graph input -> the teacher's output it carries.
         uses_labels: the labels are an input too.
+        matches: of those of the teacher's values that aren't outputs: which of its channels are compared.
+        around: nodes without a gradient in whose place the teacher's values are learned, with the reason.
         trained_share: trained parameters / all parameters that are weights.
     """
 
     model: onnx.ModelProto
+    behind: onnx.ModelProto | None
+    before: onnx.ModelProto | None
     weights: dict[str, np.ndarray]
     frozen: tuple[tuple[str, str], ...]
     inputs: tuple[str, ...]
     targets: dict[str, str]
+    matches: dict[str, Match]
+    around: tuple[tuple[str, str], ...]
     uses_labels: bool
     trained_share: float
 
@@ -63,7 +73,7 @@ def differentiable_copy(model: onnx.ModelProto, feeds: Feeds) -> tuple[Graph, li
 def prepare(
     model: onnx.ModelProto,
     feeds: Feeds,
-    choose: Callable[[Graph], list[losses.Term]],
+    choose: Callable[[Graph, Mapping[str, str]], list[losses.Term]],
     labels: np.ndarray | None,
     *,
     freeze: Callable[[str], bool] = lambda name: False,
@@ -73,7 +83,7 @@ def prepare(
     Args:
         model: the student.
         feeds: one batch of inputs, of the size that training uses.
-        choose: picks the loss terms once the graph's shapes are known.
+        choose: picks the loss terms once the graph's shapes, and the nodes without gradient, are known.
         labels: one batch of labels.
         freeze: weights the user doesn't want trained, by name.
 
@@ -83,7 +93,10 @@ def prepare(
     graph, wanted, barriers = differentiable_copy(model, feeds)
     _check(model, graph, feeds)
     inputs = tuple(graph.inputs)
-    terms = choose(graph)
+    terms = choose(graph, barriers)
+    if not terms:
+        raise HealError("no output of the student can be compared with its teacher's")
+    around = _around(graph, barriers, terms)
     losses.append(graph, terms, labels)
     infer(graph)
     asked = [name for name in wanted if freeze(name)]
@@ -92,17 +105,35 @@ def prepare(
     if not found.trained:
         reasons = sorted({reason for _, reason in found.frozen}) or ["it has no weights"]
         raise HealError(f"nothing of the student can be trained: {'; '.join(reasons[:3])}")
-    stop_gradients(graph, barriers, list(found.trained))
+    values = severed(graph, barriers, list(found.trained))
+    behind = cut_at(graph, values).model(as_inputs=found.trained) if values else None
+    before = up_to(graph, values).model(as_inputs=found.trained) if values else None
     weights = {name: graph.constants[name] for name in found.trained}
     targets = {losses.target_name(o): o for o in dict.fromkeys(t.output for t in terms)}
     return Training(
         model=graph.model(as_inputs=found.trained),
+        behind=behind,
+        before=before,
         weights=weights,
         frozen=(*found.frozen, *((name, "frozen by the user") for name in asked)),
         inputs=tuple(n for n in inputs if n in graph.inputs),
         targets={k: v for k, v in targets.items() if k in graph.inputs},
+        matches={t.output: t.match for t in terms if t.match is not None},
+        around=around,
         uses_labels=losses.LABELS in graph.inputs,
         trained_share=_share(weights, found, graph, model),
+    )
+
+
+def _around(
+    graph: Graph, barriers: Mapping[str, str], terms: list[losses.Term]
+) -> tuple[tuple[str, str], ...]:
+    """(node, reason) of the barriers before which something is compared."""
+    compared = {t.output for t in terms if t.match is not None}
+    return tuple(
+        (proto.name or proto.output[0], barriers[proto.output[0]])
+        for proto in graph.nodes
+        if proto.output[0] in barriers and compared.intersection(proto.input)
     )
 
 

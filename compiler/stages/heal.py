@@ -14,8 +14,9 @@ from threadpoolctl import threadpool_limits
 
 from condensec import io
 from condensec.healing import HealOptions, HealResult, closed_form, environment, heal
+from condensec.healing.augment import resolve as resolve_augment
 from condensec.passes.prune import Cut, with_weights
-from condensec.specs import parse_heal
+from condensec.specs import parse_heal, parse_losses
 from condensec.stages.job import Job
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps
@@ -60,6 +61,8 @@ class Healer:
         self._steps = steps
         self._folder = folder
         self.results: list[HealResult] = []
+        if self._gradient:  # what can't be had is told before anything is cut
+            resolve_augment(job.config.augment, job.data.splits.train, seed=0, batch=4)
 
     @property
     def closed_form(self) -> bool:
@@ -140,6 +143,9 @@ class Healer:
             minutes=None if by_epochs else seconds / 60,
             seed=job.config.seed,
             jobs=job.config.jobs,
+            augment=job.config.augment,
+            losses=None if job.config.loss is None else parse_losses(job.config.loss),
+            **self.spec.options,
         )
         environment.ensure(lambda line: self._steps.progress("heal", 0.0, line))  # not on the budget
         start = time.monotonic()
@@ -157,6 +163,7 @@ class Healer:
                 metric=job.data.metric,
                 state=self._folder / "heal",
                 progress=lambda share, text: self._steps.progress("heal", share, text),
+                slices=cut.plan.slices,
             )
         self.results.append(result)
         spent = time.monotonic() - start

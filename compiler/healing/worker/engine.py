@@ -12,28 +12,10 @@ LOSS = "heal.loss"
 Arrays = dict[str, np.ndarray]
 
 
-def _definition(op: str, inputs: list[str], outputs: list[str]) -> object:
-    from onnxruntime.capi import _pybind_state as native
-
-    node = native.GradientNodeDefinition()
-    node.op_type, node.domain = op, ""
-    node.inputs, node.outputs, node.attributes = inputs, outputs, []
-    return node
-
-
-def register_stop() -> None:
-    """Sum, which has no gradient of its own here and is left only as a mark, passes none: zeros."""
-    from onnxruntime.capi import _pybind_state as native
-
-    zeros = [_definition("Shape", ["I(0)"], ["shape"]), _definition("ConstantOfShape", ["shape"], ["GI(0)"])]
-    native.register_gradient_definition("::Sum", zeros)
-
-
 def gradient_model(forward: bytes, names: list[str]) -> bytes:
     """The forward graph with the gradients of its loss towards `names` as further outputs."""
     from onnxruntime.capi import _pybind_state as native
 
-    register_stop()
     builder = native.GradientGraphBuilder(forward, {LOSS}, set(names), LOSS)
     builder.build()
     model: bytes = builder.get_model()
@@ -41,7 +23,7 @@ def gradient_model(forward: bytes, names: list[str]) -> bytes:
 
 
 class Engine:
-    """Two sessions over the same weights: one with gradients, one that only gives the loss.
+    """Sessions over the same weights: one with gradients, one that only gives the loss.
 
     A batch is shared out: every thread runs a part of it through the whole graph by itself, and the gradients
     are averaged. Small convolutions gain little from several threads in one kernel; this way all of a step is
@@ -49,7 +31,9 @@ class Engine:
     of fixed batch size can be trained with larger batches, too.
 
     Args:
-        forward: file of the forward graph (inputs, targets and weights in, the loss out), for one part.
+        files: "model" is the forward graph (inputs, targets and weights in, the loss out), for one part.
+            Where it has operators without a gradient: "behind" is what gets their results as inputs, and
+            is differentiated in its place; "before" computes these results.
         weights: name -> array; read at every call, so updates in place are seen.
         gradients: name -> array of the same shape; written at every `step`.
         threads: in all.
@@ -59,7 +43,7 @@ class Engine:
 
     def __init__(
         self,
-        forward: Path,
+        files: dict[str, Path],
         weights: Arrays,
         gradients: Arrays,
         threads: int,
@@ -68,7 +52,7 @@ class Engine:
     ) -> None:
         import onnxruntime
 
-        raw = forward.read_bytes()
+        raw = files["model"].read_bytes()
         self._part, self._parts = part, max(1, batch // part)
         self._lanes = min(threads, self._parts)
         each = max(1, threads // self._lanes)
@@ -78,13 +62,18 @@ class Engine:
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if _cores() >= each else "0")
         providers = ["CPUExecutionProvider"]
-        model = gradient_model(raw, list(weights))
+        behind = files["behind"].read_bytes() if "behind" in files else raw
+        model = gradient_model(behind, list(weights))
         self._train = onnxruntime.InferenceSession(model, options, providers=providers)
         self._evaluate = onnxruntime.InferenceSession(raw, options, providers=providers)
-        del model, raw
+        self._before = None
+        if "before" in files:
+            first = files["before"].read_bytes()
+            self._before = onnxruntime.InferenceSession(first, options, providers=providers)
+        del model, raw, behind
         self._weights = weights
-        needed = {i.name for i in self._train.get_inputs()}
-        self._bound = {n: w for n, w in weights.items() if n in needed}
+        self._needed = {i.name for i in self._train.get_inputs()}
+        self._bound = {n: w for n, w in weights.items() if n in self._needed}
         self._quiet = onnxruntime.RunOptions()
         self._quiet.log_severity_level = 4
         self._pool = ThreadPoolExecutor(self._lanes)
@@ -116,7 +105,11 @@ class Engine:
 
     def _gradients(self, feeds: Arrays, lane: int) -> float:
         binding = self._train.io_binding()
+        if self._before is not None:
+            feeds = {**feeds, **self._computed_before(feeds)}
         for name, array in {**feeds, **self._bound}.items():
+            if name not in self._needed:
+                continue
             binding.bind_cpu_input(name, array)
         binding.bind_output(LOSS, "cpu")
         for name, array in self._into[lane].items():
@@ -124,6 +117,14 @@ class Engine:
         self._train.run_with_iobinding(binding, self._quiet)
         loss: np.ndarray = binding.get_outputs()[0].numpy()
         return float(loss)
+
+    def _computed_before(self, feeds: Arrays) -> Arrays:
+        """What operators without a gradient make of the weights as they are."""
+        assert self._before is not None
+        given = {**feeds, **self._weights}
+        wanted = {i.name: given[i.name] for i in self._before.get_inputs()}
+        names = [o.name for o in self._before.get_outputs()]
+        return dict(zip(names, self._before.run(names, wanted, self._quiet), strict=True))
 
     def loss(self, feeds: Arrays, weights: Arrays) -> float:
         """Mean loss of a batch under other weights."""

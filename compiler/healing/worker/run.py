@@ -43,9 +43,11 @@ class Run:
             arrays = {name: stored[f"w{i}"] for i, name in enumerate(request["names"])}
         self._weights = Flat(arrays)
         self._gradients = self._weights.like()
+        parts: tuple[str, ...] = ("model", "behind", "before")
+        files = {part: Path(request[part]) for part in parts if part in request}
         batch, seed = int(request["batch"]), int(request["seed"])
         self._engine = Engine(
-            Path(request["model"]),
+            files,
             self._weights.views,
             self._gradients.views,
             int(request["threads"]),
