@@ -143,18 +143,27 @@ def plan(model: str | Path, *, keep: float = 0.5, shapes: Shapes | None = None, 
         model: the ONNX file.
         keep: share that stays, in (0, 1]; at least one unit of each group.
         shapes: input name -> whole shape, for dynamic dims.
-        options: ``criterion``, ``align``, ``freeze`` and ``seed``, as the flags.
+        options: ``criterion``, ``data``, ``align``, ``freeze``, ``seed`` and ``jobs``, as the flags. A
+            criterion that looks at activations gets made-up inputs without ``data``.
     """
     from condensec import io
     from condensec.passes import criteria
     from condensec.passes.groups import analyze as find
     from condensec.passes.prune import prune
     from condensec.passes.select import unit_order
+    from condensec.stages import job
 
-    config = configure(model=model, keep=keep, **options)
+    config = configure(model=model, keep=keep, shape=dict(shapes or {}), **options)
     path = Path(model)
-    analysis = find(io.load(path), shapes, freeze=config.freeze)
-    order = unit_order(analysis, criteria.get(config.criterion), seed=config.seed)
+    evidence = None
+    if "data" in criteria.needs(config.criterion):
+        loaded = job.load_at(path)
+        data = job.read_data(config, loaded)
+        analysis = job.find_groups(config, loaded, data)
+        evidence = job.gathered(analysis, data.splits.calibration, config)
+    else:
+        analysis = find(io.load(path), shapes, freeze=config.freeze)
+    order = unit_order(analysis, criteria.get(config.criterion), seed=config.seed, evidence=evidence)
     step = config.align or 1
     units: dict[str, Sequence[int]] = {}
     for group in analysis.groups:

@@ -79,7 +79,10 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
 
 def _means(work: Job, budgets: Budgets, steps: Steps) -> Means:
     """Order of the units, loss curves and grid."""
-    order = unit_order(work.analysis, criteria.get(work.config.criterion), seed=work.config.seed)
+    evidence = job.evidence(work)
+    order = unit_order(
+        work.analysis, criteria.get(work.config.criterion), seed=work.config.seed, evidence=evidence
+    )
     curves = Sensitivity({}, 0, 0.0)
     if work.config.keep is None:
         curves = measure(
@@ -90,7 +93,7 @@ def _means(work: Job, budgets: Budgets, steps: Steps) -> Means:
             progress=lambda group, share: steps.progress("sensitivity", share, group),
         )
     healer = Healer(work, steps, Path(work.config.output) / "state")
-    return Means(order, curves, goals.widths_grid(work), budgets, healer)
+    return Means(order, curves, goals.widths_grid(work), budgets, healer, tuple(evidence.notes))
 
 
 def _key(work: Job) -> str:

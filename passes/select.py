@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from condensec.passes.context import Cost
 from condensec.passes.criteria import Criterion, GroupView
+from condensec.passes.evidence import Evidence
 from condensec.passes.groups import Analysis, Group
 from condensec.passes.sensitivity import Sensitivity
 
@@ -73,12 +74,20 @@ class Goal:
 
 
 def unit_order(
-    analysis: Analysis, criterion: Criterion, weights: Mapping[str, Array] | None = None, seed: int = 0
+    analysis: Analysis,
+    criterion: Criterion,
+    weights: Mapping[str, Array] | None = None,
+    seed: int = 0,
+    evidence: Evidence | None = None,
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Units of every group, most important first. Ties fall to the lower index."""
+    """Units of every group, most important first. Ties fall to the lower index.
+
+    Raises:
+        ConfigError: the criterion looks at activations, and there is no evidence.
+    """
     order = {}
     for group in analysis.groups:
-        scores = criterion(GroupView(analysis, group, weights or {}, seed))
+        scores = criterion(GroupView(analysis, group, weights or {}, seed, evidence))
         order[group.id] = np.argsort(-scores, kind="stable")
     return order
 

@@ -115,7 +115,14 @@ Quantize = Annotated[
     _text("--quantize", "SPEC", "none (the default), int8, fp16, auto (measured per target).", HOW),
 ]
 Criterion = Annotated[
-    str | None, _text("--criterion", "NAME", "What makes a unit important. Default: magnitude.", HOW)
+    str | None,
+    _text(
+        "--criterion",
+        "NAME",
+        "What makes a unit important: magnitude (the default), thinet, fisher, ... or auto, the best by"
+        " measurement.",
+        HOW,
+    ),
 ]
 Align = Annotated[
     str | None, _text("--align", "N", "Override the target's alignment; 1 = any number of channels.", HOW)

@@ -59,11 +59,13 @@ def inspect(
 def plan(
     model: o.Model,
     keep: o.Keep = None,
+    data: o.Data = None,
     shape: o.Shape = None,
     criterion: o.Criterion = None,
     align: o.Align = None,
     freeze: o.Freeze = None,
     seed: o.Seed = None,
+    jobs: o.Jobs = None,
     output: _OutputFile = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -77,19 +79,23 @@ def plan(
     checked = configure(
         model=model,
         keep=0.5 if keep is None else keep,
+        data=data,
         criterion=criterion,
         align=align,
         freeze=freeze,
         seed=seed,
+        jobs=jobs,
     )
     made = api.plan(
         model,
         keep=checked.keep or 0.5,
         shapes=sample_shapes(model, shape),
+        data=checked.data,
         criterion=checked.criterion,
         align=checked.align,
         freeze=checked.freeze,
         seed=checked.seed,
+        jobs=checked.jobs,
     )
     if output is not None:
         write_text(Path(output), made.dumps())

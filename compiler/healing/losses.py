@@ -230,7 +230,13 @@ def _task_mse(term: Term, e: Emitter) -> str:
     return e.op("Mul", square, e.const(1 / term.scale))
 
 
+def _probe(term: Term, e: Emitter) -> str:
+    """Sum of the output's products with a probe, the target: its gradient is a random row of the Jacobian."""
+    return e.op("ReduceSum", e.op("Mul", term.output, target_name(term.output)), keepdims=0)
+
+
 _EMIT = {
+    "probe": _probe,
     "kl": _kl,
     "mse": _mse,
     "cosine": _cosine,

@@ -40,6 +40,7 @@ class Means:
         grid: allowed widths, descending, by group id.
         budgets: what has to be reached.
         healer: how a cut model learns again.
+        notes: what the report should say of the choice.
     """
 
     order: Mapping[str, npt.NDArray[np.int64]]
@@ -47,6 +48,7 @@ class Means:
     grid: Mapping[str, list[int]]
     budgets: Budgets
     healer: Healer
+    notes: tuple[str, ...] = ()
 
     def uniform(self) -> dict[str, int]:
         """``--keep``: every group at its lower level."""

@@ -18,6 +18,7 @@ from condensec.data import load as load_data
 from condensec.errors import ConfigError, DataError, TargetUnavailable
 from condensec.hardware.target import Target, get
 from condensec.metrics import Metric, resolve
+from condensec.passes.evidence import Evidence
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.sensitivity import affordable
 from condensec.probe import runnable_shapes
@@ -27,6 +28,8 @@ Outputs = Mapping[str, npt.NDArray[Any]]
 SYNTHETIC_SAMPLES = 96
 GUARD_SECONDS = 20.0  # the guard is judged several times a run: fewer samples where the model is large
 LEAST_GUARD = 256
+EVIDENCE_SECONDS = 20.0  # the activations that criteria look at: fewer samples where the model is large
+MOST_EVIDENCE = 256
 ROUNDING = 1e-6  # points: 96.5% - 96.0% isn't more than half a point because of binary fractions
 
 
@@ -208,3 +211,14 @@ def measure_baseline(
             hint="choose another with --metric",
         )
     return Job(config, loaded, data, targets, analysis, float(baseline), reference)
+
+
+def evidence(job: Job) -> Evidence:
+    """What criteria may look at: calibration samples of the original."""
+    return gathered(job.analysis, job.data.splits.calibration, job.config)
+
+
+def gathered(analysis: Analysis, samples: Samples, config: Config) -> Evidence:
+    """Evidence from samples, as many as a model of this size can see in time."""
+    most = min(MOST_EVIDENCE, affordable(analysis.macs(), 1, EVIDENCE_SECONDS))
+    return Evidence(analysis, samples.first(most), threads=config.jobs, seed=config.seed)

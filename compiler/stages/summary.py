@@ -350,5 +350,5 @@ def started(job: Job, means: Means, steps: Steps) -> Report:
         command=job.config.command,
         version=__version__,
         created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        notes=(NOT_MEASURED,) if job.data.synthetic else job.data.notes,
+        notes=((NOT_MEASURED,) if job.data.synthetic else job.data.notes) + means.notes,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 # ruff: noqa: TID251 (these are this package's own modules, under whatever name it was started)
 from .channel import Channel, peak_rss_mb
+from .gradients import collect
 from .run import Run
 
 _CROWDED = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -20,6 +21,9 @@ def main(arguments: list[str]) -> int:
     try:
         request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
         channel.send("started", pid=os.getpid())
+        if request.get("task") == "gradients":
+            collect(request, channel)
+            return 0
         run = Run(request, channel)
         channel.send("ready", rss=peak_rss_mb())
         run.go()
