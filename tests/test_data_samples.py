@@ -174,3 +174,14 @@ def test_synthetic_shapes_that_do_not_fit() -> None:
     scalar = Signature((TensorSpec("x", F32, ()),), ())
     with pytest.raises(DataError, match="scalar"):
         data.synthetic(scalar)
+
+
+def test_the_first_samples_of_a_part_stand_for_all_of_it() -> None:
+    """A file sorted by class: the first samples of every part that is looked at in part have all classes."""
+    labels = np.repeat(np.arange(10), 500)
+    samples = Samples({"x": labels.astype(np.float32)[:, None]}, labels)
+    for parts in (data.split(samples, seed=1), data.split(samples, samples, seed=1)):
+        for part in (parts.calibration, parts.validation, parts.test):
+            counts = np.bincount(part.first(200).labels, minlength=10)
+            assert counts.min() >= 5, counts
+            np.testing.assert_array_equal(part.inputs["x"][:, 0], part.labels)

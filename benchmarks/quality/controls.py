@@ -35,6 +35,7 @@ class Task:
         output: folder for the results.
         seed: for all of them.
         step: share of the units a cycle.
+        path: folders for PYTHONPATH.
     """
 
     model: Path
@@ -45,6 +46,7 @@ class Task:
     output: Path
     seed: int
     step: float = 0.1
+    path: Sequence[Path] = ()
 
 
 def variants(task: Task) -> dict[str, list[str]]:
@@ -67,7 +69,7 @@ def run(task: Task, name: str, further: Sequence[str] = ()) -> dict[str, object]
     folder = task.output / name.replace(" ", "-")
     done = common.condensec(
         task.model, folder, *task.data, *variants(task)[name],
-        "--max-drop", "inf", "--seed", str(task.seed), *further,
+        "--max-drop", "inf", "--seed", str(task.seed), *further, path=task.path,
     )  # fmt: skip
     report = done.report
     left = report["after"]["macs"] / report["before"]["macs"]
@@ -76,15 +78,17 @@ def run(task: Task, name: str, further: Sequence[str] = ()) -> dict[str, object]
     return {**row, **task.judge(done.graph())}
 
 
-def uniform(task: Task, share: float, further: Sequence[str] = ()) -> dict[str, object]:
-    """Every group cut to the same share by magnitude, with the closed form and the same training."""
-    folder = task.output / "uniform"
+def uniform(task: Task, name: str, share: float, further: Sequence[str] = ()) -> dict[str, object]:
+    """Every group cut to the same share by magnitude, healed as the name says (all of it by default)."""
+    folder = task.output / name.replace(", ", "-").replace(" ", "-")
+    heal = {"no healing": "off", "closed form": "closed-form"}.get(name.partition(", ")[2])
     done = common.condensec(
         task.model, folder, *task.data, "--keep", f"{share:g}", "--criterion", "magnitude",
-        "--heal", f"minutes={task.minutes:g}", "--max-drop", "inf", "--seed", str(task.seed), *further,
+        "--heal", heal or f"minutes={task.minutes:g}", "--max-drop", "inf", "--seed", str(task.seed),
+        *further, path=task.path,
     )  # fmt: skip
     left = done.report["after"]["macs"] / done.report["before"]["macs"]
-    row = {"run": "uniform magnitude", "MACs": left, **_ratio(done.report), "seconds": round(done.seconds)}
+    row = {"run": name, "MACs": left, **_ratio(done.report), "seconds": round(done.seconds)}
     return {**row, **task.judge(done.graph())}
 
 
@@ -120,8 +124,8 @@ def compare(
     for name in names:
         if name == "dense, trained on":
             rows.append(dense(task))
-        elif name == "uniform magnitude":
-            rows.append(uniform(task, share, further))
+        elif name.startswith("uniform"):
+            rows.append(uniform(task, name, share, further))
         else:
             rows.append(run(task, name, further))
         print(common.table([rows[0], rows[-1]]), file=sys.stderr, flush=True)
@@ -130,5 +134,5 @@ def compare(
 
 NAMES = (
     "condensec", "one-shot", "random choice", "uniform magnitude", "no closed form", "no training",
-    "no healing",    "dense, trained on",
+    "no healing", "uniform, no healing", "uniform, closed form", "dense, trained on",
 )  # fmt: skip

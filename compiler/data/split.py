@@ -15,6 +15,9 @@ _SHARED_NOTE = "only {n} samples: calibration, training, validation and test all
 def split(samples: Samples, val: Samples | None = None, *, seed: int = 0) -> Splits:
     """Split samples at random into four disjoint parts; the same seed gives the same parts.
 
+    The parts come in random order, so that the first samples of one stand for all of it: files are often
+    sorted by source or class. The training samples stay in the data's order; training shuffles them.
+
     Of the data: calibration 10% (at most 1024 samples), validation 20% (at most 5000), test 20% (at most
     10,000), the rest training. With separate held-out samples, those are halved into validation and test
     (at most the same), and the data into calibration (20%) and training. With fewer than 16 samples to
@@ -46,8 +49,7 @@ def split(samples: Samples, val: Samples | None = None, *, seed: int = 0) -> Spl
         validation = test = val
     else:
         half = min(len(val) // 2, MOST_VALIDATION)
-        validation, test = _parts(val, (half,), seed + 1)
-        test = test.first(MOST_TEST)
+        validation, test, _ = _parts(val, (half, min(len(val) - half, MOST_TEST)), seed + 1)
     return Splits(calibration, train, validation, test, "; ".join(notes))
 
 
@@ -56,7 +58,7 @@ def _share(count: int, share: float, most: int) -> int:
 
 
 def _parts(samples: Samples, sizes: tuple[int, ...], seed: int) -> tuple[Samples, ...]:
-    """Disjoint random parts of the given sizes, and the rest. Each in the data's order, to read in order."""
+    """Disjoint random parts of the given sizes, in random order, and the rest, in the data's order."""
     order: Index = np.random.default_rng(seed).permutation(len(samples))
-    parts = np.split(order, np.cumsum(sizes))
-    return tuple(samples.subset(np.sort(part)) for part in parts)
+    *parts, rest = np.split(order, np.cumsum(sizes))
+    return tuple(samples.subset(part) for part in (*parts, np.sort(rest)))
