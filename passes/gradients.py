@@ -14,6 +14,7 @@ from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
 from condensec.passes.groups import Group
 from condensec.passes.sensitivity import affordable, run
+from condensec.passes.sites import sites
 from condensec.passes.supergraph import SuperGraph, build
 from condensec.runner import Session
 
@@ -67,7 +68,7 @@ def _collect(evidence: Evidence) -> tuple[SuperGraph, dict[str, Array]]:
         {p.name: p.shape for p in graph.points},
         samples,
         reference,
-        batch=_batch(evidence, graph),
+        batch=_batch(evidence),
         threads=evidence.threads,
         seed=evidence.seed,
     )
@@ -76,13 +77,14 @@ def _collect(evidence: Evidence) -> tuple[SuperGraph, dict[str, Array]]:
     return graph, found
 
 
-def _batch(evidence: Evidence, graph: SuperGraph) -> int:
+def _batch(evidence: Evidence) -> int:
     """Samples a backward pass: as memory allows; one where a masked value's axis 0 isn't the sample."""
     analysis = evidence.analysis
     world = analysis.world
     batch = max(1, min((s[0] for s in world.inputs.values() if s), default=1))
-    for point in graph.points:
-        if len(point.shape) < 2 or point.shape[0] != 1:
+    for site in sites(analysis):
+        shape = world.shape(site.source)
+        if site.axis == 0 or not shape or shape[0] != batch:
             return 1
     size = 0
     for node in analysis.model.graph:

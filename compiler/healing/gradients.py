@@ -110,7 +110,7 @@ def _training(
         model.graph.initializer.append(numpy_helper.from_array(ones, name))
     feeds = {name: targets.rows(array, batch) for name, array in samples.inputs.items()}
 
-    def choose(graph: Graph) -> list[losses.Term]:
+    def choose(graph: Graph, barriers: Mapping[str, str]) -> list[losses.Term]:
         outputs = [o for o in graph.outputs if graph.is_float(o) and o in reference]
         if not outputs or any((graph.shape(o) or (0,))[0] != batch for o in outputs):
             raise HealError("an output has no sample axis: gradients of single samples can't be had")
@@ -140,13 +140,17 @@ def _request(
         save(name, np.asarray(array, np.float32 if array.dtype.kind == "f" else array.dtype))
     for name, array in probes(training.targets, reference, len(samples), seed).items():
         save(name, array)
-    (folder / "forward.onnx").write_bytes(training.model.SerializeToString())
+    graphs = {}
+    for part, proto in (("model", training.model), ("behind", training.behind), ("before", training.before)):
+        if proto is not None:
+            graphs[part] = str(folder / f"{part}.onnx")
+            Path(graphs[part]).write_bytes(proto.SerializeToString())
     targets.write_npz(
         folder / "weights.npz", {f"w{i}": array for i, array in enumerate(training.weights.values())}
     )
     return {
         "task": "gradients",
-        "model": str(folder / "forward.onnx"),
+        **graphs,
         "weights": str(folder / "weights.npz"),
         "names": list(training.weights),
         "samples": files,

@@ -20,7 +20,8 @@ def collect(request: dict[str, Any], channel: Channel) -> None:
     """Write the gradients of each sample.
 
     Args:
-        request: ``model`` (its loss is a sum over samples), ``weights`` (.npz of parameters
+        request: ``model``, ``behind``, ``before`` as for training, but with a loss that is a sum
+            over samples; ``weights`` (.npz of parameters
             ``[batch, ...]``: each sample has its own copy), ``names``, ``samples`` (graph input -> .npy),
             ``batch``, ``threads`` and ``result``, the .npz to write: ``w0``, ... of shape ``[samples, n]``.
         channel: to the parent.
@@ -29,7 +30,9 @@ def collect(request: dict[str, Any], channel: Channel) -> None:
         weights = {name: stored[f"w{i}"] for i, name in enumerate(request["names"])}
     gradients = {name: np.zeros_like(array) for name, array in weights.items()}
     size = int(request["batch"])
-    engine = Engine(Path(request["model"]), weights, gradients, int(request["threads"]), size, size)
+    parts: tuple[str, ...] = ("model", "behind", "before")
+    files = {part: Path(request[part]) for part in parts if part in request}
+    engine = Engine(files, weights, gradients, int(request["threads"]), size, size)
     batches = Batches(request["samples"], size, 0)
     found = {name: np.zeros((batches.count, array[0].size), np.float32) for name, array in weights.items()}
     done, told = 0, time.monotonic()
