@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
+from onnx import helper
 
 from condensec.healing.graph import Graph, Node, reads
 
@@ -80,6 +82,18 @@ def candidates(graph: Graph, weights: frozenset[str]) -> list[str]:
             elif name in weights or position in _PARAMETERS.get(node.op, ()):
                 found[name] = None
     return [n for n in found if n not in barred and _is_weight(graph.constants[n])]
+
+
+def stored_as_integers(model: onnx.ModelProto) -> tuple[tuple[str, str], ...]:
+    """(name, reason) of weights that the file has as integers behind a DequantizeLinear."""
+    sizes = {t.name: t for t in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        tensor = sizes.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if tensor is not None and len(tensor.dims) > 1:
+            kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            found[tensor.name] = f"stored as {kind} behind DequantizeLinear: heal before quantizing"
+    return tuple(found.items())
 
 
 def _is_weight(value: np.ndarray) -> bool:

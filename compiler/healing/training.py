@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,15 @@ from condensec.healing.fold import fold_batch_norms
 from condensec.healing.graph import Feeds, Graph
 from condensec.healing.legalize import legalize
 from condensec.healing.static import infer, read, run, run_model
-from condensec.healing.trainable import Selection, blocked, candidates, cut_at, select, severed, up_to
+from condensec.healing.trainable import (
+    blocked,
+    candidates,
+    cut_at,
+    select,
+    severed,
+    stored_as_integers,
+    up_to,
+)
 
 _TOLERANCE = 2e-3  # of the output's own scale: rewriting changes rounding, not values
 
@@ -109,19 +117,20 @@ def prepare(
     behind = cut_at(graph, values).model(as_inputs=found.trained) if values else None
     before = up_to(graph, values).model(as_inputs=found.trained) if values else None
     weights = {name: graph.constants[name] for name in found.trained}
+    frozen = (*found.frozen, *stored_as_integers(model), *((n, "frozen by the user") for n in asked))
     targets = {losses.target_name(o): o for o in dict.fromkeys(t.output for t in terms)}
     return Training(
         model=graph.model(as_inputs=found.trained),
         behind=behind,
         before=before,
         weights=weights,
-        frozen=(*found.frozen, *((name, "frozen by the user") for name in asked)),
+        frozen=frozen,
         inputs=tuple(n for n in inputs if n in graph.inputs),
         targets={k: v for k, v in targets.items() if k in graph.inputs},
         matches={t.output: t.match for t in terms if t.match is not None},
         around=around,
         uses_labels=losses.LABELS in graph.inputs,
-        trained_share=_share(weights, found, graph, model),
+        trained_share=_share(weights, frozen, graph, model),
     )
 
 
@@ -138,13 +147,14 @@ def _around(
 
 
 def _share(
-    weights: Mapping[str, np.ndarray], found: Selection, graph: Graph, model: onnx.ModelProto
+    weights: Mapping[str, np.ndarray],
+    frozen: Iterable[tuple[str, str]],
+    graph: Graph,
+    model: onnx.ModelProto,
 ) -> float:
     trained = sum(w.size for w in weights.values())
     sizes = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer}
-    missing = sum(
-        graph.constants[n].size if n in graph.constants else sizes.get(n, 0) for n, _ in found.frozen
-    )
+    missing = sum(graph.constants[n].size if n in graph.constants else sizes.get(n, 0) for n, _ in frozen)
     return trained / max(trained + missing, 1)
 
 
