@@ -1,8 +1,8 @@
 """Reading and writing model files: `load`, `save`, `sha256`, `signature`.
 
-A model is an ``onnx_ir.Model``. Weights in external files stay on disk and are memory-mapped when somebody
-asks for them: a 3 GiB model with external data loads in about a millisecond and next to no memory. Every
-file that can't be used is refused here, with a `ModelError` that names it.
+A model is an ``onnx_ir.Model``. Weights stay on disk until somebody asks for them, be they in external files
+or in the model's own (see `inplace`): a 3 GiB model with external data loads in about a millisecond and next
+to no memory. Every file that can't be used is refused here, with a `ModelError` that names it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condensec import streaming
+from condensec import inplace, streaming
 from condensec.errors import ConfigError, ModelError
 from condensec.model_checks import check_content, check_external, check_graph, graphs, tensors
 from condensec.model_signature import signature
@@ -40,7 +40,8 @@ def load(path: Path) -> ir.Model:
     import onnx_ir as ir
 
     path = Path(path)
-    proto = parse(path)
+    apart = _apart(path)
+    proto = parse(path) if apart is None else apart[0]
     check_graph(proto, path)
     try:
         model = ir.from_proto(proto)
@@ -49,8 +50,27 @@ def load(path: Path) -> ir.Model:
     for tensor in tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             tensor.base_dir = os.path.abspath(path.parent)
+    if apart is not None:
+        inplace.put_back(model, *apart[1:])
     check_external(model, path)
     return model
+
+
+def _apart(
+    path: Path,
+) -> tuple[onnx.ModelProto, dict[str, inplace.Place], inplace.WeightFile] | None:
+    """The protobuf without its large weights, and where those are; None where it has to be read whole."""
+    import onnx
+
+    found = inplace.read(path) if path.is_file() and path.stat().st_size <= _PROTOBUF_LIMIT else None
+    if found is None:
+        return None
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(found[0])
+    except Exception:  # protobuf's DecodeError: reading it as a whole says so
+        return None
+    return proto, found[1], found[2]
 
 
 def parse(path: Path) -> onnx.ModelProto:

@@ -16,7 +16,7 @@ from condensec.errors import ModelError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LARGE = 1 << 20  # bytes; smaller weights go with the rest
+LARGE = 1 << 12  # bytes; smaller weights go with the rest
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers of ModelProto, GraphProto, TensorProto
 
 
@@ -43,13 +43,13 @@ def write(model: ir.Model, path: Path, bring_inside: Callable[[ir.Model], None])
     proto.ClearField("graph")
     heads = [_head(name, tensor) for name, tensor in large]
     sizes = [len(head) + tensor.nbytes for head, (_, tensor) in zip(heads, large, strict=True)]
-    total = len(graph) + sum(len(_tag(_INITIALIZER, size)) + size for size in sizes)
+    total = len(graph) + sum(len(tag(_INITIALIZER, size)) + size for size in sizes)
     with open(path, "wb") as file:
         file.write(proto.SerializeToString())
-        file.write(_tag(_GRAPH, total))
+        file.write(tag(_GRAPH, total))
         file.write(graph)
         for head, size, (_, tensor) in zip(heads, sizes, large, strict=True):
-            file.write(_tag(_INITIALIZER, size))
+            file.write(tag(_INITIALIZER, size))
             file.write(head)
             _write_bytes(file, tensor)
 
@@ -62,12 +62,17 @@ def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
     proto = onnx.TensorProto(name=name, dims=dims, data_type=int(tensor.dtype))
     if tensor.doc_string:
         proto.doc_string = tensor.doc_string
-    return bytes(proto.SerializeToString()) + _tag(_RAW_DATA, tensor.nbytes)
+    return bytes(proto.SerializeToString()) + tag(_RAW_DATA, tensor.nbytes)
 
 
 def _write_bytes(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
     import onnx_ir as ir
 
+    from condensec.filetensor import FileTensor
+
+    if isinstance(tensor, FileTensor):
+        tensor.tofile(file)
+        return
     content = tensor.tobytes()
     if len(content) != tensor.nbytes:
         raise ModelError(
@@ -78,7 +83,7 @@ def _write_bytes(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
         tensor.release()  # lets go of the mapped pages; it opens again when somebody asks
 
 
-def _tag(field: int, length: int) -> bytes:
+def tag(field: int, length: int) -> bytes:
     """Tag and length of a length-delimited field."""
     return _varint(field << 3 | 2) + _varint(length)
 

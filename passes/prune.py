@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.errors import PostconditionError, PreconditionError
+from condensec.filetensor import FileTensor, sliced
 from condensec.passes.collector import paused
 from condensec.passes.context import AttributeRewrite, Kept
 from condensec.passes.groups import Analysis
@@ -162,7 +163,9 @@ def _slice_weights(analysis: Analysis, kept: Kept, model: ir.Model) -> dict[str,
 
 
 def _sliced(tensor: ir.TensorProtocol, indices: Mapping[int, npt.NDArray[np.int64]]) -> ir.TensorProtocol:
-    """Indices of some axes of a tensor. Large and external weights are read when they are written out."""
+    """Indices of some axes of a tensor. Large weights, and those in files, are read when written out."""
+    if isinstance(tensor, FileTensor):
+        return sliced(tensor, dict(indices))
     sizes = [len(indices.get(axis, range(int(size)))) for axis, size in enumerate(tensor.shape.numpy())]
 
     def cut() -> ir.TensorProtocol:
