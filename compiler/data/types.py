@@ -105,6 +105,19 @@ def forget(array: Array) -> None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
+def files_of(arrays: Mapping[str, Array]) -> set[str]:
+    """The files that arrays are mapped from: they're read whenever the arrays are."""
+    whole = arrays._base if isinstance(arrays, Rows) else arrays
+    found = set()
+    for array in whole.values():
+        base: object = array
+        while isinstance(base, np.ndarray):
+            if isinstance(base, np.memmap) and base.filename is not None:
+                found.add(str(base.filename))
+            base = base.base
+    return found
+
+
 def _mapping(array: Array) -> mmap.mmap | None:
     """The file mapping an array looks into, if any."""
     base: object = array

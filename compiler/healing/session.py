@@ -177,8 +177,10 @@ def _prepare(
     original = targets.Teacher(models.teacher, training, options.jobs, part)
     judged = original.write(validation, state / "validation")
 
+    watch = targets.Watch(train)
+
     def make(view: int, folder: Path, is_stopped: Callable[[], bool]) -> dict[str, str]:
-        return original.write(train, folder, augment=augment, view=view, is_stopped=is_stopped)
+        return original.write(train, folder, augment=augment, view=view, watch=watch, is_stopped=is_stopped)
 
     views = Views(make, state / "train", options.views, options.epochs)
     files = {"validation": judged}

@@ -117,6 +117,7 @@ class Teacher:
         *,
         augment: Augmenter | None = None,
         view: int = 0,
+        watch: Watch | None = None,
         is_stopped: Callable[[], bool] = lambda: False,
     ) -> dict[str, str]:
         """Write inputs, labels and the teacher's values as .npy files.
@@ -129,6 +130,7 @@ class Teacher:
             folder: where to.
             augment: changes the samples first.
             view: number of this pass over the samples, for `augment`.
+            watch: over the files the samples come from; None begins now.
             is_stopped: asked between batches; nobody needs the rest any more.
 
         Returns:
@@ -139,17 +141,20 @@ class Teacher:
             OSError: the files can't be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        watch = watch or Watch(samples)
         files = self._files(samples, folder)
         with ExitStack() as stack:
             writers = {name: stack.enter_context(_Npy(path, len(samples))) for name, path in files.items()}
             for start in range(0, len(samples), _CHUNK):
                 if is_stopped():
                     break
+                watch.check()
                 part = samples.subset(np.arange(start, min(start + _CHUNK, len(samples))))
                 if augment is not None:
                     part = augment(part, view, start)
                 for name, array in self._arrays(part, start).items():
                     writers[name].add(array)
+            watch.check()
         return files
 
     def _files(self, samples: Samples, folder: Path) -> dict[str, str]:
@@ -244,6 +249,38 @@ def summary(samples: Samples) -> bytes:
         array = np.ascontiguousarray(arrays[name])
         found += [f"{name}{array.dtype}{array.shape}".encode(), array.tobytes()]
     return b"".join(found)
+
+
+class Watch:
+    """Notices when a file that samples are mapped from is written to.
+
+    A file that was replaced is no harm: what is mapped is the old one, as long as it is mapped. One that was
+    written over gives a mixture of samples, and one that was cut off would end the process.
+
+    Args:
+        samples: any.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        from condensec.data.types import files_of
+
+        self._states = {path: _state(path) for path in files_of(samples.inputs)}
+
+    def check(self) -> None:
+        """Raises HealError if one has changed since."""
+        for path, before in self._states.items():
+            now = _state(path)
+            if before is not None and now is not None and now != before and now[0] == before[0]:
+                raise HealError(f"{path} was changed while it was being read", hint="run it again")
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    """(inode, size, time of the last change); None if it's gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
