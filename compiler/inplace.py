@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 LARGE = 1 << 12  # bytes; smaller weights are read with the rest
 WORTH = 1 << 20  # bytes; with less in large weights the file is read as a whole
 _GRAPH, _INITIALIZER = 7, 5  # field numbers of ModelProto and GraphProto
-_DIMS, _DTYPE, _NAME, _RAW = 1, 2, 8, 9  # field numbers of TensorProto
-_PLAIN = frozenset((_DIMS, _DTYPE, _NAME, _RAW, 12))  # 12: doc_string
+_RAW = 9  # field numbers of TensorProto: raw_data, and packed numbers that are stored as those would be
+_PACKED = {4: 1, 10: 11}  # float_data, double_data: the types of theirs
+_PLAIN = frozenset((1, 2, 8, _RAW, 12, *_PACKED))  # dims, data_type, name, doc_string
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -184,10 +185,12 @@ def _tensor(reader: _Reader, start: int, end: int) -> tuple[str, bytes, Place] |
 
     parts: list[bytes] = []
     places: list[Place] = []
+    types: set[int] = set()
     for number, kind, first, content, stop in reader.fields(start, end):
         if number not in _PLAIN:
             return None
-        if number == _RAW:
+        if number == _RAW or number in _PACKED:
+            types |= {_PACKED[number]} if number in _PACKED else set()
             if kind != _BYTES:
                 return None
             places.append(Place(content, stop - content))
@@ -202,6 +205,8 @@ def _tensor(reader: _Reader, start: int, end: int) -> tuple[str, bytes, Place] |
     except Exception:  # protobuf's DecodeError
         return None
     size = _itemsize(proto.data_type)
+    if types - {proto.data_type}:
+        return None
     if not proto.name or not size or min(proto.dims, default=1) < 1:
         return None
     if prod(proto.dims) * size != places[0].length:

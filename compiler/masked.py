@@ -63,6 +63,8 @@ _ZERO_POINTS: dict[str, dict[int, int]] = {
     "QGemm": {0: 2, 3: 5},
     "DynamicQuantizeMatMul": {1: 3},
     "MatMulIntegerToFloat": {0: 4, 1: 5},
+    "QAttention": {1: 7},
+    "DynamicQuantizeLSTM": {1: 9, 2: 11},
 }
 _PREFIX = "condensec.restrict"
 
@@ -171,9 +173,13 @@ def _zero_point(value: ir.Value) -> Array:
             continue
         rank = len(_tensor(value).shape)
         array = tensor.numpy()
+        if array.ndim == 2 and array.size > 1 and rank == 3:  # of each direction, along the last axis
+            return array[:, None]
         if array.ndim != 1 or array.size == 1 or rank < 2:
             return array.reshape(()) if array.size == 1 else array
-        default = {"DequantizeLinear": 1, "QLinearConv": 0, "ConvInteger": 0}.get(use.node.op_type, rank - 1)
+        default = {"DequantizeLinear": 1, "QLinearConv": 0, "ConvInteger": 0, "DynamicQuantizeLSTM": 0}.get(
+            use.node.op_type, rank - 1
+        )
         axis = use.node.attributes["axis"].as_int() if "axis" in use.node.attributes else default
         return array.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
     return np.zeros(())

@@ -168,3 +168,34 @@ def _ms_quantize() -> onnx.ModelProto:
     nodes = """w1 = com.microsoft.DequantizeLinear(q1, s1, z1) a = Conv(x, w1) r = Relu(a)
         q = com.microsoft.QuantizeLinear(r, s2, z2) d = com.microsoft.DequantizeLinear(q, s2, z2) y = Conv(d, w2)"""
     return tiny(nodes, x=IMAGE, weights=weights, domains=MS)  # type: ignore[arg-type]
+
+
+@case("quantized attention that projects by itself")
+def _q_attention() -> onnx.ModelProto:
+    rng = np.random.default_rng(12)
+    weights = {
+        "w1": (4, 6), "b1": (6,), "w2": (12, 3), "qp": quantized(rng, 6, 36), "bp": (36,), "sx": np.float32(0.02), "zx": np.uint8(128),
+        "sp": rng.uniform(0.01, 0.02, 36).astype(np.float32), "zp": np.zeros(36, np.int8),
+    }  # fmt: skip
+    nodes = """m = MatMul(x, w1) a = Add(m, b1) q = QuantizeLinear(a, sx, zx)
+        o = com.microsoft.QAttention<num_heads=3>(q, qp, bp, sx, sp, , zx, zp) y = MatMul(o, w2)"""
+    return tiny(nodes, x=["N", 5, 4], weights=weights, domains=MS)  # type: ignore[arg-type]
+
+
+def _q_lstm(directions: int, per_column: bool) -> onnx.ModelProto:
+    rng = np.random.default_rng(13)
+    shape = (directions, 24) if per_column else (directions,)
+    weights = {
+        "w1": (4, 5), "w": quantized(rng, directions, 5, 24), "r": quantized(rng, directions, 6, 24),
+        "b": rng.normal(size=(directions, 48)).astype(np.float32), "w2": (6 * directions, 3), "z": ints(0, 0, -1),
+        "s": rng.uniform(0.004, 0.006, shape).astype(np.float32), "t": np.zeros(shape, np.int8),
+    }  # fmt: skip
+    way = "bidirectional" if directions == 2 else "forward"
+    nodes = f"""m = MatMul(x, w1) a = Relu(m) o, h, c = com.microsoft.DynamicQuantizeLSTM<hidden_size=6, direction="{way}">(a, w, r, b, , , , , s, t, s, t)
+        u = Transpose<perm=[0,2,1,3]>(o) f = Reshape(u, z) y = MatMul(f, w2)"""
+    return tiny(nodes, x=[5, "N", 4], weights=weights, domains=MS)  # type: ignore[arg-type]
+
+
+CASES["quantized lstm"] = lambda: _q_lstm(1, False)
+CASES["quantized lstm, a scale a column"] = lambda: _q_lstm(1, True)
+CASES["quantized lstm bidirectional"] = lambda: _q_lstm(2, False)

@@ -99,6 +99,18 @@ def test_types_of_half_a_byte_are_read_with_the_rest(tmp_path: Path, monkeypatch
     assert outcome(path) == whole(path, monkeypatch)
 
 
+@pytest.mark.parametrize("kind", ["float_data", "double_data"])
+def test_weights_that_are_packed_numbers_stay_in_the_file_too(kind: str, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(20, 30))
+    packed = TensorProto(name="packed", dims=array.shape, data_type=1 if kind == "float_data" else 11)
+    getattr(packed, kind).extend(array.reshape(-1))
+    path = written(tmp_path, model(packed))
+    assert "packed" in held(path)
+    found = io.load(path).graph.initializers["packed"].const_value
+    assert found is not None
+    assert np.array_equal(found.numpy(), numpy_helper.to_array(packed))
+
+
 def test_small_models_are_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inplace, "WORTH", 1 << 20)
     assert held(written(tmp_path, model())) == []
@@ -145,6 +157,12 @@ UNUSUAL: dict[str, bytes] = {
     "a length beyond the file": rebuilt(tensor("more") + b"\x4a\xff\xff\xff\xff\x0f"),
     "packed dims": rebuilt(field(1, b"\x10\x10") + b"\x10\x01" + field(8, b"more") + field(9, bytes(1024))),
     "bytes first": rebuilt(field(9, bytes(1024)) + b"\x08\x10\x08\x10\x10\x01" + field(8, b"more")),
+    "packed numbers of another type": rebuilt(
+        TensorProto(name="more", dims=[16, 16], data_type=14, float_data=range(512)).SerializeToString()
+    ),
+    "numbers one by one": rebuilt(
+        b"\x08\x10\x08\x10\x10\x01" + field(8, b"more") + b"\x25\x00\x00\x80\x3f" * 256
+    ),
     "an empty graph behind": rebuilt(graphs=2),
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 
 from condensec.axes import Term
-from condensec.passes.context import Context, Kept, Layout
+from condensec.passes.context import Context, Kept, Layout, volume
 from condensec.passes.rules import rule
 from condensec.passes.rules.attention import (
     POSITIONS,
@@ -25,9 +26,29 @@ from condensec.passes.rules.attention import (
 )
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """Where an attention that projects by itself keeps its optional inputs."""
+
+    bias_of_scores: int | None
+    past: int
+    per_column: tuple[int, ...] = ()
+    exact_mask: bool = True
+
+
 @rule("com.microsoft::Attention")
 def packed_attention(ctx: Context, node: ir.Node) -> None:
     """``X [B, S, I] @ W [I, q ++ k ++ v] + bias``, each ``heads x dim``; result ``[B, S, heads*dim_v]``."""
+    _packed_attention(ctx, node, _Packed(5, 4))
+
+
+@rule("com.microsoft::QAttention")
+def quantized_attention(ctx: Context, node: ir.Node) -> None:
+    """The same of quantized numbers; the weight's scale and zero-point are one number, or one a column."""
+    _packed_attention(ctx, node, _Packed(None, 8, (4, 7), exact_mask=False))
+
+
+def _packed_attention(ctx: Context, node: ir.Node, places: _Packed) -> None:
     data, weight = ctx.operand(node, 0), ctx.operand(node, 1)
     heads, (features, width) = integer(node, "num_heads"), ctx.shape(weight)
     listed = "qkv_hidden_sizes" in node.attributes
@@ -42,11 +63,13 @@ def packed_attention(ctx: Context, node: ir.Node) -> None:
     inputs = ctx.layout(weight)[0]
     ctx.tie(ctx.layout(data)[2], inputs, "features come from the data")
     ctx.tie(ctx.layout(weight)[1], packed)
-    if ctx.has(node, 2):
-        ctx.tie(ctx.layout(ctx.operand(node, 2))[0], packed)
+    for index in (2, *places.per_column):
+        if ctx.has(node, index) and volume(ctx.shape(node.inputs[index])) > 1:
+            ctx.tie(ctx.layout(ctx.operand(node, index))[0], packed)
     ctx.freeze_but(data, (2,), POSITIONS)
-    earlier_steps(ctx, node, axis, {4: dim}, (2, 4))
-    masked_heads(ctx, node, 5, axis)
+    earlier_steps(ctx, node, axis, {places.past: dim}, (2, 4))
+    if places.bias_of_scores is not None:
+        masked_heads(ctx, node, places.bias_of_scores, axis)
     ctx.set(node.outputs[0], [ctx.layout(data)[0], None, parts[2]])
     for output in node.outputs[1:]:
         ctx.set(output, [None, None, axis, None, dim])
@@ -59,7 +82,7 @@ def packed_attention(ctx: Context, node: ir.Node) -> None:
         "inputs": inputs,
         "outputs": packed,
         "positions": ctx.shape(data)[1],
-        "mask": (0, 2),
+        "mask": (0, 2) if places.exact_mask else None,
     }
     ctx.cost(node, (None, inputs, packed), (positions, features, width), **extra)
 

@@ -61,6 +61,38 @@ def recurrent(ctx: Context, node: ir.Node) -> None:
     )
 
 
+@rule("com.microsoft::DynamicQuantizeLSTM")
+def quantized_lstm(ctx: Context, node: ir.Node) -> None:
+    """As LSTM, with ``W [D, I, 4*H]``, ``R [D, H, 4*H]``; scales and zero-points ``[D]`` or ``[D, 4*H]``."""
+    x, w, r = (ctx.operand(node, i) for i in range(3))
+    ctx.freeze_but(x, (2,), "steps and samples of a recurrent layer")
+    hidden, inputs = ctx.layout(r)[1], ctx.layout(w)[1]
+    ctx.tie(ctx.layout(x)[2], inputs, "features come from the data")
+    ctx.needs_zeros(node, inputs, 0)  # the range its numbers are quantized in is that of all of them
+    rows = {1: 4, 2: 4, 3: 8, 7: 3, 8: 4, 9: 4, 10: 4, 11: 4}
+    for index, value in enumerate(node.inputs):
+        if index == 0 or value is None:
+            continue
+        layout = ctx.layout(value)
+        if layout:
+            ctx.freeze(layout[0], "directions of a recurrent layer")
+        if index in rows and len(layout) > 1:
+            ctx.tie(layout[-1], _rows(ctx, rows[index], hidden))
+        elif index in (5, 6):
+            ctx.tie(layout[2], hidden, "a state that comes from outside")
+    for number, output in enumerate(node.outputs):
+        ctx.set(output, [None, None, hidden] if number else [None, None, None, hidden])
+    if hidden is None:
+        return
+    ctx.attribute(node, "hidden_size", lambda kept: kept.size(hidden))
+    ctx.axes.hint(hidden, "rnn_unit")
+    directions, features, wide = ctx.shape(w)
+    steps, batch = ctx.shape(x)[:2]
+    both = ctx.axes.sum([ctx.term(inputs, features), hidden])
+    sizes = (directions * 4 * steps * batch, wide // 4, features + wide // 4)
+    ctx.cost(node, (None, hidden, both), sizes, inputs=inputs, outputs=hidden, positions=steps)
+
+
 def _rows(ctx: Context, count: int, hidden: Term | None) -> Term | None:
     """``count x hidden``: gates can't be cut."""
     if count == 1 or hidden is None:
