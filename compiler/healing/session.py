@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from condensec.errors import CondensecError, HealError
-from condensec.healing import budget, features, losses, targets
+from condensec.healing import budget, features, gradient_graph, losses, targets
 from condensec.healing.augment import resolve
 from condensec.healing.client import Event, Worker, follow
 from condensec.healing.environment import ensure
@@ -86,7 +86,8 @@ def heal(
         reference = targets.reference(job.validation_files, job.training)
         judge = Judge(models.student, job.training, job.validation, metric, state, options, reference)
         with job.views, Worker(python, [str(job.request)], stall=options.stall) as worker:
-            on_view = {"view": lambda event: {"files": job.views.get(int(event["epoch"]))}}
+            on_view: dict[str, Callable[[Event], Mapping[str, Any]]] = {"gradient": _improve}
+            on_view |= {"view": lambda event: {"files": job.views.get(int(event["epoch"]))}}
             end = follow(worker, {"round": _on_round(judge, say), **on_view, **_pass_on(say)})
     except OSError as error:
         raise HealError(
@@ -308,6 +309,11 @@ def _fingerprint(
     for part in samples:
         digest.update(targets.summary(part))
     return digest.hexdigest()
+
+
+def _improve(event: Event) -> Mapping[str, Any]:
+    """The worker's gradient graph, rewritten in place."""
+    return {"changed": gradient_graph.improve(Path(event["file"]))}
 
 
 def _on_round(judge: Judge, say: Progress) -> Callable[[Event], Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Engine:
         threads: in all.
         part: samples the graph takes.
         batch: samples of a step, a multiple of it.
+        improve: makes the gradient graph faster.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Engine:
         threads: int,
         part: int,
         batch: int,
+        improve: Callable[[bytes], bytes] | None = None,
     ) -> None:
         import onnxruntime
 
@@ -64,6 +67,8 @@ class Engine:
         providers = ["CPUExecutionProvider"]
         behind = files["behind"].read_bytes() if "behind" in files else raw
         model = gradient_model(behind, list(weights))
+        if improve is not None:
+            model = improve(model)
         self._train = onnxruntime.InferenceSession(model, options, providers=providers)
         self._evaluate = onnxruntime.InferenceSession(raw, options, providers=providers)
         self._before = None

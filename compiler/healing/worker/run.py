@@ -23,6 +23,7 @@ _STARTED = time.monotonic()
 _PROGRESS_EVERY = 0.5  # seconds between two progress lines
 _SAVE_EVERY = 15.0  # seconds between two checkpoints within a round, at least; and
 _SAVE_SHARE = 0.02  # of the time, at most
+_MOST_BYTES = 1 << 29  # of a gradient graph that is worth writing and reading once more
 _RETRIES = 2  # diverged runs are rolled back and slowed down this often
 _VALIDATION = 0.1  # share of the time, at most
 _ROUNDS = 12  # of a timed run, at most
@@ -53,6 +54,7 @@ class Run:
             int(request["threads"]),
             int(request["part"]),
             batch,
+            self._improved,
         )
         steps = max(1, int(request["samples"]) // batch)
         self._stream = Stream(self._files, steps, batch, seed)
@@ -73,6 +75,17 @@ class Run:
         self._recent: deque[float] = deque(maxlen=20)
         self._validated = 0.0
         self._value = math.inf
+
+    def _improved(self, model: bytes) -> bytes:
+        """The gradient graph, as the parent (which can read graphs) writes it anew."""
+        if len(model) > _MOST_BYTES:
+            return model
+        path = Path(self._request["state"]) / "gradient.onnx"
+        path.write_bytes(model)
+        self._channel.ask("gradient", file=str(path))
+        model = path.read_bytes()
+        path.unlink()
+        return model
 
     def _files(self, epoch: int) -> Files:
         """Where an epoch's samples are; with augmentation the parent makes them, epoch by epoch."""

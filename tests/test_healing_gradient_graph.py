@@ -1,0 +1,115 @@
+"""The rewritten gradient graph gives the same gradients."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from healing_tools import Case, write_case
+
+from condensec.healing import client, environment, gradient_graph
+
+_BUILD = """
+import os, sys
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+from pathlib import Path
+from heal_worker.engine import gradient_model
+for line in sys.stdin.read().splitlines():
+    source, target, names = line.split("|")
+    Path(target).write_bytes(gradient_model(Path(source).read_bytes(), names.split(",")))
+"""
+_RUN = """
+import sys
+import numpy as np
+import onnxruntime as ort
+ort.set_default_logger_severity(4)
+for line in sys.stdin.read().splitlines():
+    model, feeds, names, target = line.split("|")
+    stored = np.load(feeds)
+    given = {n: stored[f"a{i}"] for i, n in enumerate(names.split(","))}
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    wanted = [n + "_grad" for n in given]
+    np.savez(target, **dict(zip(given, session.run(wanted, given))))
+"""
+
+Shape = tuple[int, ...]
+# id: data, kernel, attributes, whether the data's gradient becomes a convolution
+CASES: dict[str, tuple[Shape, Shape, dict[str, Any], bool]] = {
+    "same": ((2, 3, 6, 7), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, True),
+    "pointwise": ((2, 3, 5, 5), (4, 3, 1, 1), {}, True),
+    "no-pads": ((2, 3, 6, 6), (4, 3, 3, 2), {}, True),
+    "uneven-pads": ((2, 3, 6, 6), (4, 3, 3, 3), {"pads": [0, 2, 1, 0]}, True),
+    "dilated": ((1, 2, 9, 9), (3, 2, 3, 3), {"dilations": [2, 3], "pads": [2, 3, 2, 3]}, True),
+    "grouped": ((2, 4, 5, 5), (6, 2, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}, True),
+    "depthwise": ((2, 4, 5, 5), (4, 1, 3, 3), {"group": 4, "pads": [1, 1, 1, 1]}, True),
+    "multiplied": ((2, 4, 5, 5), (8, 1, 3, 3), {"group": 4, "pads": [1, 1, 1, 1]}, True),
+    "line": ((2, 3, 9), (4, 3, 3), {"pads": [1, 1]}, True),
+    "volume": ((1, 2, 4, 4, 4), (3, 2, 3, 3, 3), {"pads": [1] * 6}, True),
+    "strided": ((2, 3, 6, 6), (4, 3, 3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1]}, False),
+    "padded-beyond": ((2, 3, 4, 4), (4, 3, 1, 1), {"pads": [1, 1, 1, 1]}, False),
+}
+
+
+def _worker(script: str, lines: list[str]) -> None:
+    command = [str(environment.ensure()), "-I", "-c", client._BOOT + "\n" + script]
+    command.append(str(Path(client.__file__).parent / "worker"))
+    subprocess.run(command, input="\n".join(lines), text=True, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, Any, Any]]:
+    """Case -> convolutions changed, gradients as built, gradients as rewritten."""
+    folder = tmp_path_factory.mktemp("gradients")
+    built, runs, changed = [], [], {}
+    for name, (x, w, attributes, _) in CASES.items():
+        case = write_case(Case("Conv", (x, w), attributes, label=name), folder)
+        names = ",".join(case.request["names"])
+        built.append(f"{case.request['model']}|{folder / name}.plain.onnx|{names}")
+        runs += [
+            f"{folder / name}.{kind}.onnx|{case.request['feeds']}|{names}|{folder / name}.{kind}.npz"
+            for kind in ("plain", "faster")
+        ]
+    _worker(_BUILD, built)
+    for name in CASES:
+        shutil.copy(folder / f"{name}.plain.onnx", folder / f"{name}.faster.onnx")
+        changed[name] = gradient_graph.improve(folder / f"{name}.faster.onnx")
+    _worker(_RUN, runs)
+    return {
+        name: (changed[name], np.load(folder / f"{name}.plain.npz"), np.load(folder / f"{name}.faster.npz"))
+        for name in CASES
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_stay_the_same(name: str, gradients: dict[str, tuple[int, Any, Any]]) -> None:
+    changed, plain, faster = gradients[name]
+    assert changed == int(CASES[name][3])
+    assert len(plain.files) == 2
+    for key in plain.files:
+        scale = float(np.abs(plain[key]).max())
+        assert scale > 0
+        np.testing.assert_allclose(faster[key], plain[key], rtol=1e-4, atol=1e-5 * scale, err_msg=key)
+
+
+def test_a_kernel_not_turned_round_would_be_noticed(
+    gradients: dict[str, tuple[int, Any, Any]], tmp_path: Path
+) -> None:
+    """The comparison sees the mistake one makes first: correlation in place of convolution."""
+    case = write_case(Case("Conv", CASES["same"][0:2], CASES["same"][2]), tmp_path)
+    names = ",".join(case.request["names"])
+    path = tmp_path / "wrong.onnx"
+    _worker(_BUILD, [f"{case.request['model']}|{path}|{names}"])
+    gradient_graph.improve(path)
+    model = onnx.load(str(path))
+    back = next(t for t in model.graph.initializer if t.name.endswith(".back"))
+    back.CopyFrom(onnx.numpy_helper.from_array(np.arange(9), back.name))
+    onnx.save(model, str(path))
+    _worker(_RUN, [f"{path}|{case.request['feeds']}|{names}|{tmp_path / 'wrong.npz'}"])
+    wrong, right = np.load(tmp_path / "wrong.npz"), gradients["same"][1]
+    data = case.request["names"][0]
+    assert np.abs(wrong[data] - right[data]).max() > 0.1 * np.abs(right[data]).max()
