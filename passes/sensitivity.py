@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,22 @@ import numpy.typing as npt
 
 from condensec.data import Samples
 from condensec.passes.groups import Analysis, Group
+from condensec.passes.layers import Layer, take_out
+from condensec.passes.segments import Batch, Frontier, Line, Segment, behind
+from condensec.passes.sites import sites
 from condensec.passes.supergraph import build
 from condensec.runner import Session
 
 Array = npt.NDArray[Any]
-RATIOS = (0.75, 0.5, 0.25)  # kept shares measured by default; in between, curves are interpolated
-MACS_PER_SECOND = 4e9  # a cautious figure for one or two cores and a graph whose masks hinder fusion
+Outputs = Mapping[str, Array]
+RATIOS = (0.875, 0.75, 0.5, 0.25, 0.125)  # kept shares measured; in between, curves are interpolated
+MACS_PER_SECOND = 4e9  # a cautious figure for one or two cores
+MEASURED_PER_SECOND = 1e10  # the same where all but a few masks can be fused
 MOST = 256  # samples; more change the curves little
+BATCH = 32  # samples a call, where the model's batch is open
+WRONG = 1e6  # the loss of outputs that aren't numbers
 Progress = Callable[[str, float], None]
+Metric = Callable[[Outputs, Samples], float]
 
 
 @dataclass(frozen=True)
@@ -27,16 +35,35 @@ class Curve:
     """Loss of one group by kept units.
 
     Attributes:
-        kept: numbers of kept units, descending, the first is all.
+        kept: numbers of kept units, descending, the first is all; the last may be extrapolated.
         loss: output error at each, relative to the outputs' variance; never falling.
+        deviation: standard error of each measured loss over the samples; NaN where it isn't known.
+        metric: the metric at each measured one, the first is the original's; empty without labels.
     """
 
     kept: tuple[int, ...]
     loss: tuple[float, ...]
+    deviation: tuple[float, ...] = ()
+    metric: tuple[float, ...] = ()
 
     def at(self, count: float) -> float:
         """Loss with ``count`` units kept, interpolated linearly."""
         return float(np.interp(count, self.kept[::-1], self.loss[::-1]))
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """What is lost when a whole layer goes.
+
+    Attributes:
+        loss: output error, relative to the outputs' variance.
+        deviation: its standard error; NaN where it isn't known.
+        metric: the metric, or None without labels.
+    """
+
+    loss: float
+    deviation: float = float("nan")
+    metric: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,11 +74,15 @@ class Sensitivity:
         curves: group id -> curve.
         samples: calibration samples used.
         seconds: time it took.
+        layers: layer id -> what its removal costs.
+        reused: share of the multiply-accumulates that didn't have to be done again.
     """
 
     curves: Mapping[str, Curve]
     samples: int
     seconds: float
+    layers: Mapping[str, LayerLoss] = field(default_factory=dict)
+    reused: float = 0.0
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """Group id -> kept share -> loss."""
@@ -72,6 +103,10 @@ def measure(
     ratios: Sequence[float] = RATIOS,
     threads: int = 1,
     seconds: float = 20.0,
+    most: int = MOST,
+    layers: bool = False,
+    metric: Metric | None = None,
+    reuse: bool = True,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Measure every group at a ladder of kept shares.
@@ -83,36 +118,186 @@ def measure(
         ratios: kept shares.
         threads: threads of the session.
         seconds: about how long it may take; fewer samples are used where the model is large.
+        most: samples at most.
+        layers: measure the removal of each layer, too.
+        metric: computed beside the output error.
+        reuse: compute what lies in front of a mask once.
         progress: told (group id, share done).
     """
     start = time.monotonic()
-    graph = build(analysis)
-    session = Session(graph.model, threads=threads)
-    whole = graph.masks(analysis.kept({}))
-    runs = len(analysis.groups) * len(ratios)
-    samples = samples.first(min(MOST, affordable(analysis.macs(), runs, seconds)))
-    reference = run(session, samples, whole)
-    curves: dict[str, Curve] = {}
-    for number, group in enumerate(analysis.groups):
-
-        def outputs(units: npt.NDArray[np.int64], group: Group = group) -> dict[str, Array]:
-            return run(session, samples, graph.masks(analysis.kept({group.id: units})))
-
-        curves[group.id] = _curve(group, order[group.id], outputs, reference, ratios)
-        if progress is not None:
-            progress(group.id, (number + 1) / len(analysis.groups))
-    return Sensitivity(curves, len(samples), time.monotonic() - start)
+    work = _Work(analysis, order, ratios, layers, reuse)
+    samples = samples.first(min(most, affordable(work.macs, 1, seconds, rate=MEASURED_PER_SECOND)))
+    run = _Run(work, samples, threads, metric, progress)
+    curves, removed = run.go()
+    return Sensitivity(curves, len(samples), time.monotonic() - start, removed, work.reused)
 
 
-def affordable(macs: int, runs: int, seconds: float, least: int = 16) -> int:
+class _Work:
+    """What is to be measured, and from which position each of it differs."""
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        order: Mapping[str, npt.NDArray[np.int64]],
+        ratios: Sequence[float],
+        layers: bool,
+        reuse: bool,
+    ) -> None:
+        self.analysis, self.order = analysis, order
+        self.line = Line(analysis)
+        self.counts = {g.id: _ladder(g, ratios) for g in analysis.groups}
+        self.subjects: list[Group | Layer] = [*analysis.groups, *(analysis.layers if layers else ())]
+        self.positions = [self._first(s) if reuse else 0 for s in self.subjects]
+        rungs = [len(self.counts[s.id]) if isinstance(s, Group) else 1 for s in self.subjects]
+        whole = self.line.work(0)
+        behind = [n * self.line.work(p) for n, p in zip(rungs, self.positions, strict=True)]
+        self.macs = whole + sum(behind)  # of one sample, all in all
+        self.reused = 1 - sum(behind) / max(1, whole * sum(rungs))
+        self.rungs = max(rungs, default=1)
+
+    def _first(self, subject: Group | Layer) -> int:
+        """Position of the first node that sees a difference."""
+        if isinstance(subject, Layer):
+            return min(self.line.position[name] for name in subject.nodes)
+        ids = {a.id for a in subject.atoms}
+        analysis = self.analysis
+        found = [
+            self.line.position[s.cost.node.name or ""]
+            for s in sites(analysis)
+            if any(a.id in ids for a in analysis.axes.atoms(s.term))
+        ]
+        return min(found, default=len(self.line.names))
+
+
+class _Run:
+    """The measuring itself, segment by segment from front to back."""
+
+    def __init__(
+        self,
+        work: _Work,
+        samples: Samples,
+        threads: int,
+        metric: Metric | None,
+        progress: Progress | None,
+    ) -> None:
+        self._work, self._samples, self._threads = work, samples, threads
+        self._metric, self._progress = metric, progress
+        model = work.analysis.model
+        session = Session(model, threads=threads)
+        self._batches = list(batches(session, samples))
+        self._reference: dict[str, Array] = {}
+        self._reference = self._joined([session.run(b) for b in self._batches])
+        self._whole = metric(self._reference, samples) if metric is not None else None
+
+    def go(self) -> tuple[dict[str, Curve], dict[str, LayerLoss]]:
+        """Curves by group and losses by layer, in the order of the analysis."""
+        work, analysis = self._work, self._work.analysis
+        frontier = Frontier(work.line, analysis.model, self._batches, self._threads)
+        curves: dict[str, Curve] = {}
+        layers: dict[str, LayerLoss] = {}
+        done = 0
+        try:
+            for segment in work.line.segments(work.positions, len(self._samples) * work.rungs):
+                frontier.advance(segment.start)
+                for subject, found in self._segment(segment, frontier):
+                    if isinstance(found, Curve):
+                        curves[subject] = found
+                    else:
+                        layers[subject] = found
+                    done += 1
+                    if self._progress is not None:
+                        self._progress(subject, done / len(work.subjects))
+        finally:
+            frontier.close()
+        return (
+            {g.id: curves[g.id] for g in analysis.groups},
+            {x.id: layers[x.id] for x in analysis.layers if x.id in layers},
+        )
+
+    def _segment(self, segment: Segment, frontier: Frontier) -> Iterator[tuple[str, Curve | LayerLoss]]:
+        """What is measured from one place, by id."""
+        work, analysis = self._work, self._work.analysis
+        subjects = [work.subjects[i] for i in segment.members]
+        groups = [s for s in subjects if isinstance(s, Group)]
+        before = work.line.names[: segment.start]
+        if groups:
+            graph = build(analysis, groups=[g.id for g in groups])
+            session = Session(behind(graph.model, before, frontier.batches[0]), threads=self._threads)
+            for group in groups:
+                order = work.order[group.id]
+
+                def outputs(count: int, group: Group = group, order: Any = order) -> Outputs:
+                    masks = graph.masks(analysis.kept({group.id: order[:count]}))
+                    return self._joined([session.run({**b, **masks}) for b in frontier.batches])
+
+                yield group.id, self._curve(group, outputs)
+        for layer in subjects:
+            if isinstance(layer, Layer):
+                model = analysis.model.clone()
+                take_out(model.graph, [layer])
+                session = Session(behind(model, before, frontier.batches[0]), threads=self._threads)
+                found = self._joined([session.run(b) for b in frontier.batches])
+                yield layer.id, LayerLoss(*self._judged(found))
+
+    def _joined(self, parts: Sequence[Outputs]) -> dict[str, Array]:
+        """Outputs of all samples; those in front of the segment are the original's."""
+        count = len(self._samples)
+        found = {
+            name: np.concatenate([p[name] for p in parts])[:count] if parts[0][name].ndim else parts[0][name]
+            for name in parts[0]
+        }
+        return {**self._reference, **found}
+
+    def _judged(self, outputs: Outputs) -> tuple[float, float, float | None]:
+        errors = sample_errors(self._reference, outputs)
+        deviation = float(errors.std(ddof=1) / len(errors) ** 0.5) if len(errors) > 1 else float("nan")
+        metric = self._metric(outputs, self._samples) if self._metric is not None else None
+        return float(errors.mean()), deviation, metric
+
+    def _curve(self, group: Group, outputs: Callable[[int], Outputs]) -> Curve:
+        kept, loss, deviation = [group.size], [0.0], [0.0]
+        metric = [] if self._whole is None else [self._whole]
+        for count in self._work.counts[group.id]:
+            error, spread, value = self._judged(outputs(count))
+            kept.append(count)
+            loss.append(max(loss[-1], error))
+            deviation.append(spread)
+            if value is not None:
+                metric.append(value)
+        if kept[-1] > 1:  # beyond the ladder: at least as steep as its last step
+            slope = (loss[-1] - loss[-2]) / (kept[-2] - kept[-1]) if len(kept) > 1 else 1.0
+            kept.append(1)
+            loss.append(loss[-1] + slope * (kept[-2] - 1))
+        return Curve(tuple(kept), tuple(loss), tuple(deviation), tuple(metric))
+
+
+def _ladder(group: Group, ratios: Sequence[float]) -> list[int]:
+    """Kept counts to measure, descending, without repeats."""
+    counts = {max(1, round(group.size * ratio)) for ratio in ratios}
+    return sorted((n for n in counts if n < group.size), reverse=True)
+
+
+def affordable(macs: int, runs: int, seconds: float, least: int = 16, rate: float = MACS_PER_SECOND) -> int:
     """How many samples fit into a time, by the size of the model alone.
 
     Never by the clock: the same model, data and settings have to give the same choice.
     """
-    return max(least, int(seconds * MACS_PER_SECOND / max(1, macs * runs)))
+    return max(least, int(seconds * rate / max(1, macs * runs)))
 
 
-def batch_size(session: Session, limit: int = 32) -> int:
+def batches(session: Session, samples: Samples) -> list[Batch]:
+    """Inputs a call; a model with a fixed batch gets whole ones, filled up with the last sample."""
+    size = session.batch_size or BATCH
+    count = len(samples)
+    found = []
+    for first in range(0, count, size):
+        stop = first + size if session.batch_size else min(first + size, count)
+        index = np.minimum(np.arange(first, stop), count - 1)
+        found.append({n: np.ascontiguousarray(a[index]) for n, a in samples.inputs.items()})
+    return found
+
+
+def batch_size(session: Session, limit: int = BATCH) -> int:
     """Samples a call: the model's own batch where it is fixed."""
     for port in session.inputs:
         if port.shape and isinstance(port.shape[0], int) and not port.name.startswith("condensec.mask"):
@@ -135,36 +320,25 @@ def run(session: Session, samples: Samples, masks: Mapping[str, Array]) -> dict[
     }
 
 
-def _curve(
-    group: Group,
-    order: npt.NDArray[np.int64],
-    outputs: Callable[[npt.NDArray[np.int64]], dict[str, Array]],
-    reference: Mapping[str, Array],
-    ratios: Sequence[float],
-) -> Curve:
-    kept, loss = [group.size], [0.0]
-    for ratio in sorted(ratios, reverse=True):
-        count = max(1, round(group.size * ratio))
-        if count >= kept[-1]:
-            continue
-        kept.append(count)
-        loss.append(max(loss[-1], output_error(reference, outputs(order[:count]))))
-    if kept[-1] > 1:  # beyond the ladder: at least as steep as its last step
-        slope = (loss[-1] - loss[-2]) / (kept[-2] - kept[-1]) if len(kept) > 1 else 1.0
-        kept.append(1)
-        loss.append(loss[-1] + slope * (kept[-2] - 1))
-    return Curve(tuple(kept), tuple(loss))
-
-
-def output_error(reference: Mapping[str, Array], outputs: Mapping[str, Array]) -> float:
+def output_error(reference: Outputs, outputs: Outputs) -> float:
     """Squared error of all float outputs over their variance, averaged over outputs (0: the same)."""
+    return float(sample_errors(reference, outputs).mean())
+
+
+def sample_errors(reference: Outputs, outputs: Outputs) -> npt.NDArray[np.float64]:
+    """`output_error` of each sample: ``[N]``, or ``[1]`` where an output has no sample axis."""
     errors = []
     for name, a in reference.items():
         if a.dtype.kind != "f":
             continue
-        b = outputs[name]
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        variance = float(((x - x.mean(axis=0)) ** 2).mean()) if len(x) > 1 else float((x**2).mean())
-        error = float(((x - y) ** 2).mean())
-        errors.append(error / max(variance, 1e-12) if np.isfinite(error) else 1e6)
-    return float(np.mean(errors)) if errors else 0.0
+        x, y = a.astype(np.float64), outputs[name].astype(np.float64)
+        variance = (
+            float(((x - x.mean(axis=0)) ** 2).mean()) if a.ndim and len(x) > 1 else float((x**2).mean())
+        )
+        error = ((x - y) ** 2).reshape(len(x) if a.ndim else 1, -1).mean(axis=1) / max(variance, 1e-12)
+        errors.append(np.where(np.isfinite(error), error, WRONG))
+    if not errors:
+        return np.zeros(1)
+    if len({len(e) for e in errors}) > 1:
+        return np.array([np.mean([e.mean() for e in errors])])
+    return np.asarray(np.mean(errors, axis=0))

@@ -7,7 +7,7 @@ unit where it is contracted has the effect of cutting it, except inside norms (w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import onnx_ir as ir
 from condensec.axes import Term
 from condensec.passes.context import Kept
 from condensec.passes.groups import Analysis
+from condensec.passes.sites import sites
 
 
 @dataclass(frozen=True)
@@ -44,31 +45,34 @@ class SuperGraph:
         }
 
 
-def build(analysis: Analysis, weights: Mapping[str, npt.NDArray[Any]] | None = None) -> SuperGraph:
-    """Insert the masks. ``weights`` (uncut shapes) replace the model's own."""
+def build(
+    analysis: Analysis,
+    weights: Mapping[str, npt.NDArray[Any]] | None = None,
+    groups: Collection[str] | None = None,
+) -> SuperGraph:
+    """Insert the masks.
+
+    Args:
+        analysis: the model and its groups.
+        weights: these (uncut shapes) replace the model's own.
+        groups: masks for these alone; None = all.
+    """
     model = analysis.model.clone()
     nodes = {node.name: node for node in model.graph}
-    free = {a.id for g in analysis.groups for a in g.atoms}
+    wanted = {a.id for g in analysis.groups if groups is None or g.id in groups for a in g.atoms}
     points: list[MaskPoint] = []
     masked: dict[tuple[str, int], ir.Value] = {}
-    for cost in analysis.context.costs:
-        if cost.mask is None:
+    for site in sites(analysis):
+        if not any(a.id in wanted for a in analysis.axes.atoms(site.term)):
             continue
-        index, axis = cost.mask
-        source = cost.node.inputs[index]
-        assert source is not None
-        term = analysis.context.layout(source)[axis]
-        if term is None or not any(a.id in free for a in analysis.axes.atoms(term)):
-            continue
-        node = nodes[cost.node.name]
-        key = (source.name or "", axis)
-        if key not in masked:
+        node, source = nodes[site.cost.node.name], site.source
+        if site.key not in masked:
             dtype = source.dtype or ir.DataType(analysis.world.dtypes.get(source.name or "", 1) or 1)
             rank = len(analysis.context.layout(source))
-            sizes = tuple(term.size if i == axis else 1 for i in range(rank))
-            points.append(MaskPoint(f"condensec.mask.{len(points)}", term, sizes, dtype.numpy()))
-            masked[key] = _insert(model.graph, node, index, points[-1])
-        node.replace_input_with(index, masked[key])
+            sizes = tuple(site.term.size if i == site.axis else 1 for i in range(rank))
+            points.append(MaskPoint(f"condensec.mask.{len(points)}", site.term, sizes, dtype.numpy()))
+            masked[site.key] = _insert(model.graph, node, site.index, points[-1])
+        node.replace_input_with(site.index, masked[site.key])
     for name, array in (weights or {}).items():
         value = model.graph.initializers.get(name)
         if value is not None and value.const_value is not None:

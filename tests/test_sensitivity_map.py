@@ -1,0 +1,216 @@
+"""The sensitivity map: prefixes computed once, layers, metrics, confidence."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from cutting import tiny
+from models import concat_net, option_a_cnn, residual_cnn, split_net, transformer_encoder, with_batch
+
+from condensec.data import Samples
+from condensec.metrics import METRICS
+from condensec.passes import criteria, segments
+from condensec.passes.groups import Analysis, analyze
+from condensec.passes.layers import take_out
+from condensec.passes.segments import Frontier, Line, behind
+from condensec.passes.select import unit_order
+from condensec.passes.sensitivity import Sensitivity, batches, measure, output_error, run, sample_errors
+from condensec.passes.supergraph import build
+from condensec.runner import Session
+
+
+def samples_for(analysis: Analysis, count: int = 24, seed: int = 0) -> Samples:
+    rng = np.random.default_rng(seed)
+    inputs = {}
+    for value in analysis.model.graph.inputs:
+        shape = (count, *analysis.world.inputs[value.name][1:])
+        if value.dtype == ir.DataType.FLOAT:
+            inputs[value.name] = rng.normal(size=shape).astype(np.float32)
+        else:
+            inputs[value.name] = rng.integers(0, 8, shape).astype(np.int64)
+    return Samples(inputs=inputs)
+
+
+def mapped(analysis: Analysis, samples: Samples, **options: object) -> Sensitivity:
+    order = unit_order(analysis, criteria.get("l2"))
+    return measure(analysis, order, samples, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments even where a model is too small for them to pay."""
+    monkeypatch.setattr(segments, "MACS_A_SEGMENT", 0.0)
+    monkeypatch.setattr(segments, "MACS_A_BYTE", 0)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    "model",
+    [residual_cnn, concat_net, split_net, option_a_cnn, transformer_encoder],
+    ids=lambda m: m.__name__,
+)
+def test_reusing_prefixes_changes_nothing_but_rounding(model: object) -> None:
+    analysis = analyze(ir.from_proto(model()))  # type: ignore[operator]
+    samples = samples_for(analysis)
+    fast = mapped(analysis, samples, layers=True)
+    slow = mapped(analysis, samples, layers=True, reuse=False)
+    assert fast.reused > 0.1
+    assert slow.reused == 0
+    for name, curve in fast.curves.items():
+        assert curve.kept == slow.curves[name].kept
+        np.testing.assert_allclose(curve.loss, slow.curves[name].loss, rtol=1e-4, atol=1e-10)
+    assert fast.layers.keys() == slow.layers.keys()
+    for name, loss in fast.layers.items():
+        assert loss.loss == pytest.approx(slow.layers[name].loss, rel=1e-4)
+    largest = [max(c.loss) for c in fast.curves.values()]
+    assert max(largest) > 2 * min(largest), "all groups alike: mixing them up wouldn't show"
+
+
+@pytest.mark.usefixtures("eager")
+def test_curves_are_the_error_of_the_masked_super_graph() -> None:
+    analysis = analyze(ir.from_proto(residual_cnn()))
+    samples = samples_for(analysis)
+    order = unit_order(analysis, criteria.get("l2"))
+    found = measure(analysis, order, samples, ratios=(0.5,))
+    graph = build(analysis)
+    session = Session(graph.model)
+    reference = run(session, samples, graph.masks(analysis.kept({})))
+    for group in analysis.groups:
+        half = order[group.id][: group.size // 2]
+        error = output_error(reference, run(session, samples, graph.masks(analysis.kept({group.id: half}))))
+        assert found.curves[group.id].loss[1] == pytest.approx(error, rel=1e-4)
+        worst = order[group.id][group.size // 2 :]
+        other = output_error(reference, run(session, samples, graph.masks(analysis.kept({group.id: worst}))))
+        assert other != pytest.approx(error, rel=1e-2)
+
+
+def test_a_fixed_batch_that_does_not_divide_the_samples() -> None:
+    fixed = analyze(ir.from_proto(with_batch(residual_cnn(), 5)))
+    dynamic = analyze(ir.from_proto(residual_cnn()))
+    samples = samples_for(dynamic, 12)
+    assert [len(b["input"]) for b in batches(Session(fixed.model), samples)] == [5, 5, 5]
+    a, b = mapped(fixed, samples), mapped(dynamic, samples)
+    for name, curve in a.curves.items():
+        np.testing.assert_allclose(curve.loss, b.curves[name].loss, rtol=1e-4, atol=1e-10)
+
+
+def test_layers_are_measured_as_they_are_taken_out() -> None:
+    analysis = analyze(ir.from_proto(residual_cnn()))
+    samples = samples_for(analysis)
+    found = mapped(analysis, samples, layers=True).layers
+    assert found.keys() == {layer.id for layer in analysis.layers}
+    assert found
+    reference = Session(analysis.model).run_samples(samples)
+    for layer in analysis.layers:
+        model = analysis.model.clone()
+        take_out(model.graph, [layer])
+        error = output_error(reference, Session(model).run_samples(samples))
+        assert found[layer.id].loss == pytest.approx(error, rel=1e-4)
+    assert mapped(analysis, samples).layers == {}
+
+
+def test_the_metric_is_measured_beside_the_error() -> None:
+    analysis = analyze(ir.from_proto(residual_cnn()))
+    plain = samples_for(analysis, 64)
+    logits = Session(analysis.model).run_samples(plain)["logits"]
+    samples = Samples(inputs=plain.inputs, labels=logits.argmax(axis=1))
+    top1 = METRICS["top1"]
+    found = mapped(analysis, samples, metric=lambda o, s: top1.value(o, s))
+    for curve in found.curves.values():
+        assert curve.metric[0] == 1.0
+        assert len(curve.metric) == len(curve.deviation) <= len(curve.kept)
+    assert min(min(c.metric) for c in found.curves.values()) < 0.9
+    assert all(c.metric == () for c in mapped(analysis, samples).curves.values())
+
+
+def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
+    analysis = analyze(ir.from_proto(residual_cnn()))
+    samples = samples_for(analysis, 96)
+    order = unit_order(analysis, criteria.get("l2"))
+    found = measure(analysis, order, samples, ratios=(0.5,))
+    graph = build(analysis)
+    session = Session(graph.model)
+    reference = run(session, samples, graph.masks(analysis.kept({})))
+    for group in analysis.groups:
+        half = {group.id: order[group.id][: group.size // 2]}
+        errors = sample_errors(reference, run(session, samples, graph.masks(analysis.kept(half))))
+        resampled = np.random.default_rng(0).choice(errors, (2000, len(errors))).mean(axis=1).std()
+        assert found.curves[group.id].deviation[1] == pytest.approx(resampled, rel=0.1)
+        assert errors.std() > 5 * resampled
+
+
+def test_errors_of_samples_average_to_the_error_and_bad_numbers_count_as_wrong() -> None:
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(size=(6, 3)).astype(np.float32), "b": rng.normal(size=(6, 2, 2)).astype(np.float32)}
+    y = {name: array + rng.normal(size=array.shape).astype(np.float32) for name, array in x.items()}
+    errors = sample_errors(x, y)
+    assert errors.shape == (6,)
+    assert output_error(x, y) == pytest.approx(errors.mean())
+    y["a"][2, 1] = np.nan
+    assert output_error(x, y) > 1e4
+    assert sample_errors(x, x).max() == 0.0
+    scalar = {**x, "c": np.float32(2.0).reshape(())}
+    assert sample_errors(scalar, {**y, "c": scalar["c"]}).shape == (1,)
+
+
+def test_what_lies_behind_a_position_computes_what_the_whole_does() -> None:
+    analysis = analyze(ir.from_proto(split_net()))
+    samples = samples_for(analysis, 4)
+    line = Line(analysis)
+    whole = Session(analysis.model).run(dict(samples.inputs))
+    for position in range(0, len(line.names), 3):
+        frontier = Frontier(line, analysis.model, [dict(samples.inputs)], 1)
+        frontier.advance(position)
+        assert set(frontier.batches[0]) == set(line.crossing(position)) or position == 0
+        rest = behind(analysis.model, line.names[:position], frontier.batches[0])
+        found = Session(rest).run(frontier.batches[0])
+        for name, array in found.items():
+            np.testing.assert_allclose(array, whole[name], rtol=1e-4, atol=1e-5)
+        assert found or set(whole) <= set(frontier.batches[0])
+        frontier.close()
+
+
+def test_kept_values_are_spilled_to_disk_and_cleaned_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SPILL_BYTES", 1)
+    analysis = analyze(ir.from_proto(residual_cnn()))
+    line = Line(analysis)
+    frontier = Frontier(line, analysis.model, [dict(samples_for(analysis, 4).inputs)], 1)
+    frontier.advance(len(line.names) // 2)
+    assert all(isinstance(a, np.memmap) for a in frontier.batches[0].values())
+    folder = frontier._folder
+    assert folder is not None
+    frontier.close()
+    assert not os.path.exists(folder.name)
+
+
+def test_values_that_a_branch_captures_cross_too() -> None:
+    model = tiny(
+        "a = MatMul(x, p)\n h = Relu(a)\n c = ReduceSum<keepdims=0>(h)\n z = Constant<value_float=0.0>()\n"
+        "f = Greater(c, z)\n b = MatMul(h, q)\n y = Add(b, b)",
+        x=["N", 4],
+        weights={"p": [4, 6], "q": [6, 3]},
+    )
+    inner = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["h", "q"], ["t"])],
+        "then",
+        [],
+        [onnx.helper.make_tensor_value_info("t", 1, None)],
+    )
+    model.graph.node.insert(
+        6, onnx.helper.make_node("If", ["f"], ["i"], "If", then_branch=inner, else_branch=inner)
+    )
+    model.graph.node[7].input[1] = "i"
+    analysis = analyze(ir.from_proto(model))
+    line = Line(analysis)
+    feeds = dict(samples_for(analysis, 4).inputs)
+    whole = Session(analysis.model).run(feeds)["y"]
+    for position in range(1, len(line.names)):
+        frontier = Frontier(line, analysis.model, [feeds], 1)
+        frontier.advance(position)
+        rest = behind(analysis.model, line.names[:position], frontier.batches[0])
+        np.testing.assert_allclose(Session(rest).run(frontier.batches[0])["y"], whole, rtol=1e-5)
+        frontier.close()
