@@ -10,11 +10,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 from cutting import half
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import random_feeds
 from onnx import TensorProto, helper, numpy_helper
 
 from condensec.data import Samples
-from condensec.healing import closed_form, solve
+from condensec.healing import closed_form, solve, weight_view
 from condensec.healing.judge import with_weights
 from condensec.passes.groups import analyze
 from condensec.passes.prune import prune
@@ -67,6 +69,8 @@ def _twins(kind: str) -> tuple[onnx.ModelProto, Slices, Samples]:
         helper.make_node("Conv", ["x", "w1", "b1"], ["h"], "one", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["h"], ["r"], "relu"),
     ]
+    if kind == "transposed":
+        return _upsampling(nodes, weights, rng, keep)
     attributes = {
         "dense": {"pads": [1, 0, 1, 0], "strides": [2, 1], "dilations": [1, 2]},
         "pointwise": {},
@@ -88,6 +92,51 @@ def _twins(kind: str) -> tuple[onnx.ModelProto, Slices, Samples]:
     slices = {"w1": {0: keep}, "b1": {0: keep}, "w2": {1: keep}}
     x = rng.standard_normal((160, 3, 8, 8)).astype(np.float32)
     return _graph(nodes, weights, ["N", 3, 8, 8]), slices, Samples({"x": x})
+
+
+def _upsampling(
+    nodes: list[onnx.NodeProto],
+    weights: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    keep: tuple[int, ...],
+) -> tuple[onnx.ModelProto, Slices, Samples]:
+    """The second convolution is a transposed one."""
+    weights |= {"w2": rng.standard_normal((2 * C, 4, 3, 2)), "b2": rng.standard_normal(4)}
+    options = {"strides": [2, 1], "pads": [1, 0, 2, 1], "dilations": [1, 2], "output_padding": [1, 0]}
+    nodes.append(helper.make_node("ConvTranspose", ["r", "w2", "b2"], ["y"], "two", **options))
+    slices: Slices = {"w1": {0: keep}, "b1": {0: keep}, "w2": {0: keep}}
+    x = rng.standard_normal((120, 3, 6, 6)).astype(np.float32)
+    return _graph(nodes, weights, ["N", 3, 6, 6]), slices, Samples({"x": x})
+
+
+def _behind(kind: str) -> tuple[onnx.ModelProto, Slices, Samples]:
+    """Twins whose second weight reaches its MatMul by a detour."""
+    model, slices, samples = _twins("matmul")
+    graph = model.graph
+    tensor = next(t for t in graph.initializer if t.name == "w2")
+    array = numpy_helper.to_array(tensor)
+    keep = tuple(range(C))
+    made: list[onnx.NodeProto]
+    if kind == "transpose":
+        stored, made = array.T.copy(), [helper.make_node("Transpose", ["w2"], ["used"], "turn")]
+        slices["w2"] = {1: keep}
+    elif kind == "squeeze":
+        stored, made = array[None], [helper.make_node("Squeeze", ["w2", "zero"], ["used"], "squeeze")]
+        graph.initializer.append(numpy_helper.from_array(np.asarray([0], np.int64), "zero"))
+        slices["w2"] = {1: keep}
+    else:
+        scale = (np.abs(array).max(0) / 127).astype(np.float32)
+        stored = np.rint(array / scale).astype(np.int8)
+        graph.initializer.append(numpy_helper.from_array(scale, "scale"))
+        made = [helper.make_node("DequantizeLinear", ["w2", "scale"], ["used"], "dq", axis=1)]
+    tensor.CopyFrom(numpy_helper.from_array(stored, "w2"))
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = "used" if name == "w2" else name
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*made, *rest])
+    return model, slices, samples
 
 
 def _cut(model: onnx.ModelProto, slices: Slices) -> onnx.ModelProto:
@@ -113,7 +162,7 @@ def _repair(teacher: onnx.ModelProto, student: onnx.ModelProto, samples: Samples
     return closed_form.repair(ir.from_proto(teacher), ir.from_proto(student), samples, plan, threads=1)
 
 
-@pytest.mark.parametrize("kind", ["gemm", "matmul", "dense", "pointwise", "same", "norm"])
+@pytest.mark.parametrize("kind", ["gemm", "matmul", "dense", "pointwise", "same", "norm", "transposed"])
 def test_twins_are_made_up_for(kind: str) -> None:
     """What the removed units said, their twins can say: the repaired student equals the teacher."""
     teacher, slices, samples = _twins(kind)
@@ -126,6 +175,86 @@ def test_twins_are_made_up_for(kind: str) -> None:
     done = next(layer for layer in result.layers if layer.weight == "w2")
     assert done.accepted
     assert done.after < 1e-4 < done.before
+
+
+@pytest.mark.parametrize("kind", ["transpose", "squeeze", "integers"])
+def test_weights_behind_other_operators(kind: str) -> None:
+    """Re-solved where they are stored; integers come as near as their steps allow, and stay integers."""
+    teacher, slices, samples = _behind(kind)
+    student = _cut(teacher, slices)
+    fresh = Samples({"x": samples.inputs["x"][::-1] * 0.9})
+    before = _error(teacher, student, fresh)
+    result = _repair(teacher, student, samples, slices)
+    stored = {t.name: numpy_helper.to_array(t) for t in student.graph.initializer}["w2"]
+    assert result.weights["w2"].shape == stored.shape
+    assert result.weights["w2"].dtype == stored.dtype
+    after = _error(teacher, with_weights(student, result.weights), fresh)
+    # twins summed need twice the range of their integers: what is over is cut off
+    assert after < (0.5 * before if kind == "integers" else 1e-4)
+
+
+def test_shared_weights_are_left_and_named() -> None:
+    """One weight in two places has no single right answer that solving one of them would find."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((5, 5)), "v": rng.standard_normal((5, 2))}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["g"]),
+        helper.make_node("MatMul", ["g", "v"], ["y"]),
+    ]
+    model = _graph(nodes, weights, ["N", 5])
+    samples = Samples({"x": rng.standard_normal((60, 5)).astype(np.float32)})
+    result = _repair(model, model, samples, {})
+    assert result.skipped == (("w", "read by 2 nodes"),)
+    assert [layer.weight for layer in result.layers] == ["v"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.permutations(range(3)), st.integers(0, 2), st.booleans())
+def test_a_view_writes_what_it_reads(order: list[int], gap: int, integers: bool) -> None:
+    """Stored -> used -> stored is the same; every axis of the used weight is the one it says it is."""
+    rng = np.random.default_rng(0)
+    stored = rng.integers(-100, 100, (2, 3, 4))
+    weights = {"w": stored.astype(np.int8 if integers else np.float32), "gap": np.asarray([gap], np.int64)}
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["t"], perm=order),
+        helper.make_node("Unsqueeze", ["t", "gap"], ["u"]),
+    ]
+    if integers:
+        weights["s"] = np.float32(0.25)
+        nodes.append(helper.make_node("DequantizeLinear", ["u", "s"], ["q"]))
+    view = weight_view.follow(
+        nodes[-1].output[0], {n.output[0]: n for n in nodes}, weights, lambda name: True
+    )
+    assert view is not None
+    used = view.read(weights["w"])
+    assert used.dtype == np.float32
+    assert np.array_equal(view.write(used), weights["w"])
+    assert view.write(used).dtype == weights["w"].dtype
+    for axis in range(used.ndim):
+        home = view.axis(axis)
+        assert (home is None) == (axis == gap)
+        if home is not None:
+            only = np.zeros_like(weights["w"])
+            place = tuple(1 if a == home else slice(None) for a in range(3))
+            only[place] = weights["w"][place]
+            wanted = np.zeros_like(used)
+            place = tuple(1 if a == axis else slice(None) for a in range(4))
+            wanted[place] = used[place]
+            assert np.array_equal(view.read(only), wanted)
+
+
+def test_what_cannot_be_undone_is_no_view() -> None:
+    weights = {
+        "w": np.ones((2, 6), np.float32),
+        "s": np.asarray([3, 4], np.int64),
+        "b": np.ones(6, np.float32),
+    }
+    for node in (helper.make_node("Reshape", ["w", "s"], ["u"]), helper.make_node("Add", ["w", "b"], ["u"])):
+        assert weight_view.follow("u", {"u": node}, weights, lambda name: True) is None
+    fine = helper.make_node("Identity", ["w"], ["u"])
+    assert weight_view.follow("u", {"u": fine}, weights, lambda name: True) is not None
+    assert weight_view.follow("u", {"u": fine}, weights, lambda name: name != "w") is None
 
 
 def _depthwise(groups: int) -> tuple[onnx.ModelProto, onnx.ModelProto, Samples]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -119,13 +119,13 @@ class _Run:
         seed: int,
     ) -> None:
         self._teacher, self._student = Stepper(teacher, batches, threads), Stepper(student, batches, threads)
-        self._layers = find_layers(self._student, graph_outputs(student), plan.slices)
+        self._layers, skipped = find_layers(self._student, graph_outputs(student), plan.slices)
         self._seed = seed
         held = max(1, round(_HELD_OUT * len(batches)))
         self._held = [i >= len(batches) - held for i in range(len(batches))]
         self.changed: dict[str, np.ndarray] = {}
         self.log: list[LayerRepair] = []
-        self.skipped: list[tuple[str, str]] = []
+        self.skipped: list[tuple[str, str]] = skipped
 
     def close(self) -> None:
         """Free what was kept on the way."""
@@ -142,21 +142,28 @@ class _Run:
             self._repair(layer, number)
 
     def _unfit(self, layer: Layer) -> str:
-        weight = self._student.weights[layer.weight]
+        weight = self._used(layer)
         features = rows.shape_of(layer, weight).features
         if features > _MOST_FEATURES:
             return f"{features} inputs, more than {_MOST_FEATURES}"
         made = {name for node in self._teacher.nodes for name in node.output}
         return "" if layer.target in made else "the original has no value of its output's name"
 
+    def _used(self, layer: Layer) -> np.ndarray:
+        """A layer's weight as its node gets it."""
+        return layer.view.read(self._student.weights[layer.weight])
+
     def _repair(self, layer: Layer, number: int) -> None:
         problem = self._problem(layer, number)
         student = self._student.weights
-        old = student[layer.weight]
+        old = self._used(layer)
         matrix = rows.as_matrix(layer, old)
         bias = student[layer.bias] if layer.bias else np.zeros(matrix.shape[0] * matrix.shape[2], np.float32)
         free = bool(layer.bias or layer.norm)
         fits = _solve(problem, matrix, bias, free)
+        new = layer.view.write(rows.from_matrix(layer, np.stack([f.weight for f in fits]), old))
+        if new.dtype != np.float32:  # rounded to what the file stores: judged as it will be
+            fits = _judged(problem, rows.as_matrix(layer, layer.view.read(new)), fits)
         before, after = (float(np.mean([getattr(f, k) for f in fits])) for k in ("before", "after"))
         accepted = after < _GAIN * before
         name = layer.node.proto.name or layer.node.outputs[0]
@@ -165,7 +172,7 @@ class _Run:
         if not accepted:
             return
         new_bias = np.concatenate([f.bias for f in fits])
-        self._set(layer.weight, rows.from_matrix(layer, np.stack([f.weight for f in fits]), old))
+        self._set(layer.weight, new)
         if layer.bias:
             self._set(layer.bias, new_bias)
         elif layer.norm:  # a constant added before the normalization is a constant off its mean
@@ -180,10 +187,10 @@ class _Run:
         """The layer's rows: the student's input beside the teacher's output, both at chosen positions."""
         mine = self._student.get([layer.x, *([layer.other] if layer.other else [])])
         theirs = self._teacher.get([layer.target])[layer.target]
-        weight = self._student.weights[layer.weight]
+        weight = self._used(layer)
         shape = rows.shape_of(layer, weight)
         chosen = rows.picks(layer, theirs, rows.wanted_rows(shape), self._seed + number)
-        kernel = tuple(weight.shape[2:]) if layer.node.op == "Conv" else ()
+        kernel = tuple(weight.shape[2:])
         kept = slice(None) if layer.kept is None else list(layer.kept)
         xs, ys, offsets, held = [], [], [], []
         for i, index in enumerate(chosen):
@@ -221,17 +228,35 @@ class _Run:
         return solve.Problem(x, own, held, layer.rectified and bool((factor > 0).all()), moved)
 
 
+def _judged(problem: solve.Problem, matrix: np.ndarray, fits: list[solve.Fit]) -> list[solve.Fit]:
+    """Fits with other weights, their error measured anew on the held-out rows."""
+    held = np.flatnonzero(problem.held)
+    found = []
+    for g, fit in enumerate(fits):
+        part = _group(problem, g, matrix)
+        error = part.error(part.x[held] @ matrix[g] + fit.bias, held)
+        found.append(replace(fit, weight=matrix[g], after=error))
+    return found
+
+
+def _group(problem: solve.Problem, g: int, matrix: np.ndarray) -> solve.Problem:
+    """One group's part of a problem."""
+    _, features, outputs = matrix.shape
+    columns = slice(g * outputs, (g + 1) * outputs)
+    offset = None if problem.offset is None else problem.offset[:, columns]
+    x = problem.x[:, g * features : (g + 1) * features]
+    return solve.Problem(x, problem.y[:, columns], problem.held, problem.rectified, offset)
+
+
 def _solve(problem: solve.Problem, matrix: np.ndarray, bias: np.ndarray, free: bool) -> list[solve.Fit]:
     """One fit for each group of the weight."""
-    groups, features, outputs = matrix.shape
-    found = []
-    for g in range(groups):
-        x = problem.x[:, g * features : (g + 1) * features]
-        columns = slice(g * outputs, (g + 1) * outputs)
-        offset = None if problem.offset is None else problem.offset[:, columns]
-        part = solve.Problem(x, problem.y[:, columns], problem.held, problem.rectified, offset)
-        found.append(solve.fit(part, matrix[g], bias[columns], free_bias=free))
-    return found
+    groups, _, outputs = matrix.shape
+    return [
+        solve.fit(
+            _group(problem, g, matrix), matrix[g], bias[g * outputs : (g + 1) * outputs], free_bias=free
+        )
+        for g in range(groups)
+    ]
 
 
 def _spread(array: np.ndarray, like: np.ndarray, axis: int) -> np.ndarray:

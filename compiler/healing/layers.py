@@ -10,7 +10,9 @@ import onnx
 
 from condensec.healing.graph import Node
 from condensec.healing.stepper import Stepper
+from condensec.healing.weight_view import View, follow
 
+_OUT_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}  # of the weight; Gemm's without transB
 Slices = Mapping[str, Mapping[int, tuple[int, ...]]]
 
 
@@ -35,10 +37,11 @@ class Layer:
 
     Attributes:
         index: of the node in the stepper's order.
-        node: Conv, Gemm or MatMul with a constant weight.
+        node: Conv, ConvTranspose, Gemm or MatMul with a constant weight.
         x: the data input.
         y: the output that is compared: behind the bias, before any normalization.
-        weight: name.
+        weight: name of the stored weight.
+        view: how the node's weight is made of it.
         bias: name of the bias (the node's own, or of an Add behind it); "" without one.
         norm: a normalization behind it.
         joined: output of a residual Add behind it (and behind `norm`); "" without one.
@@ -53,6 +56,7 @@ class Layer:
     x: str
     y: str
     weight: str
+    view: View
     bias: str
     norm: Norm | None
     joined: str
@@ -76,54 +80,65 @@ class _Finder:
         for i, node in enumerate(student.nodes):
             for name in node.input:
                 self._readers.setdefault(name, []).append(i)
+        self._producers = {name: node for node in student.nodes for name in node.output}
         self.weighted: set[int] = set()
+        self.skipped: list[tuple[str, str]] = []
+        self._views: dict[int, View] = {}
 
     def find(self) -> list[Layer]:
         found = []
         for i, proto in enumerate(self._student.nodes):
-            if self._weight_of(Node(proto)):
+            view = self._weight_of(Node(proto))
+            if view is not None:
                 self.weighted.add(i)
+                self._views[i] = view
         for i, proto in enumerate(self._student.nodes):
             layer = self._layer(i, Node(proto)) if i in self.weighted else None
             if layer is not None:
                 found.append(layer)
         return found
 
-    def _weight_of(self, node: Node) -> str:
-        """The constant weight of a node that can be re-solved; "" if there is none."""
-        if node.op not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
-            return ""
+    def _weight_of(self, node: Node) -> View | None:
+        """The constant weight of a node that can be re-solved."""
+        if node.op not in _OUT_AXES or len(node.inputs) < 2 or node.inputs[0] in self._student.weights:
+            return None
         name = node.inputs[1]
-        value = self._student.weights.get(name)
-        single = len(self._readers.get(name, [])) == 1 and node.inputs[0] not in self._student.weights
-        fits = value is not None and value.dtype == np.float32 and value.ndim >= 2
-        if not single or not fits or (node.op == "MatMul" and value is not None and value.ndim != 2):
-            return ""
-        if node.op == "Gemm" and (node.attribute("transA", 0) or node.attribute("alpha", 1.0) != 1.0):
-            return ""
-        return name
+        view = follow(name, self._producers, self._student.weights, self._is_alone)
+        if view is None:
+            if name in self._student.weights:
+                self.skipped.append((name, f"read by {len(self._readers[name])} nodes"))
+            return None
+        value = view.read(self._student.weights[view.name])
+        reason = _unfit(node, value)
+        if reason:
+            self.skipped.append((view.name, reason))
+        return None if reason else view
+
+    def _is_alone(self, name: str) -> bool:
+        return len(self._readers.get(name, [])) == 1 and name not in self._outputs
 
     def _only_reader(self, name: str) -> int | None:
         readers = self._readers.get(name, [])
         return readers[0] if len(readers) == 1 and name not in self._outputs else None
 
     def _layer(self, index: int, node: Node) -> Layer | None:
-        weight = node.inputs[1]
-        out_axis = {"Conv": 0, "MatMul": 1, "Gemm": 0 if node.attribute("transB", 0) else 1}[node.op]
-        kept = self._slices.get(weight, {}).get(out_axis)
+        view = self._views[index]
+        out_axis = 0 if node.attribute("transB", 0) else _OUT_AXES[node.op]
+        stored = view.axis(out_axis)
+        kept = None if stored is None else self._slices.get(view.name, {}).get(stored)
         y, bias = node.outputs[0], self._own(node.input(2))
         if node.op == "MatMul":
-            y, bias = self._added_bias(y, self._student.weights[weight].shape[1])
-        if node.op == "Gemm" and node.attribute("beta", 1.0) != 1.0:
-            return None
+            y, bias = self._added_bias(y, view.read(self._student.weights[view.name]).shape[1])
         norm = self._norm(y)
         end = norm.output if norm else y
         joined, other = self._join(end, index)
         end = joined or end
         reader = self._only_reader(end)
         rectified = reader is not None and self._student.nodes[reader].op_type == "Relu"
-        axis = 1 if node.op == "Conv" else -1
-        return Layer(index, node, node.inputs[0], y, weight, bias, norm, joined, other, rectified, kept, axis)
+        axis = 1 if node.op in ("Conv", "ConvTranspose") else -1
+        return Layer(
+            index, node, node.inputs[0], y, view.name, view, bias, norm, joined, other, rectified, kept, axis
+        )
 
     def _own(self, name: str) -> str:
         """A constant vector that nothing else reads."""
@@ -173,15 +188,36 @@ class _Finder:
         return add.output[0], other
 
 
-def find_layers(student: Stepper, outputs: set[str], slices: Slices) -> list[Layer]:
-    """All layers that can be re-solved, in graph order.
+def _unfit(node: Node, weight: np.ndarray) -> str:
+    """Why a node isn't the plain sum of products that least squares can solve for; "" if it is."""
+    if weight.dtype != np.float32:
+        return f"of type {weight.dtype}"
+    if weight.ndim < 2 or (node.op == "MatMul" and weight.ndim != 2):
+        return f"{node.op} with a weight of {weight.ndim} axes"
+    if node.op == "Gemm" and node.attribute("transA", 0):
+        return "Gemm that transposes its input"
+    if node.op == "Gemm" and (node.attribute("alpha", 1.0) != 1.0 or node.attribute("beta", 1.0) != 1.0):
+        return "Gemm with alpha or beta"
+    if node.op == "ConvTranspose" and (
+        node.attribute("group", 1) != 1 or node.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+        or node.attribute("output_shape")
+    ):  # fmt: skip
+        return "ConvTranspose in groups, or padded by its output's shape"
+    return ""
+
+
+def find_layers(
+    student: Stepper, outputs: set[str], slices: Slices
+) -> tuple[list[Layer], list[tuple[str, str]]]:
+    """All layers that can be re-solved, in graph order, and (weight, reason) of those that can't.
 
     Args:
         student: at its start.
         outputs: names of the graph outputs.
         slices: of the plan: weight -> axis -> kept indices.
     """
-    return _Finder(student, outputs, slices).find()
+    finder = _Finder(student, outputs, slices)
+    return finder.find(), list(dict.fromkeys(finder.skipped))
 
 
 def graph_outputs(model: onnx.ModelProto) -> set[str]:

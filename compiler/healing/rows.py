@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,8 @@ def shape_of(layer: Layer, weight: np.ndarray) -> Shape:
     if layer.node.op == "Conv":
         groups = int(layer.node.attribute("group", 1))
         return Shape(groups, int(np.prod(weight.shape[1:])), weight.shape[0] // groups)
+    if layer.node.op == "ConvTranspose":
+        return Shape(1, weight.shape[0] * int(np.prod(weight.shape[2:])), weight.shape[1])
     turned = layer.node.op == "Gemm" and layer.node.attribute("transB", 0)
     outputs, features = weight.shape if turned else weight.shape[::-1]
     return Shape(1, features, outputs)
@@ -43,6 +46,8 @@ def as_matrix(layer: Layer, weight: np.ndarray) -> np.ndarray:
     s = shape_of(layer, weight)
     if layer.node.op == "Conv":
         return np.ascontiguousarray(weight.reshape(s.groups, s.outputs, s.features).transpose(0, 2, 1))
+    if layer.node.op == "ConvTranspose":
+        return np.ascontiguousarray(np.moveaxis(weight, 1, -1).reshape(1, s.features, s.outputs))
     turned = layer.node.op == "Gemm" and layer.node.attribute("transB", 0)
     return (weight.T if turned else weight)[None]
 
@@ -51,6 +56,9 @@ def from_matrix(layer: Layer, matrix: np.ndarray, like: np.ndarray) -> np.ndarra
     """The weight that `as_matrix` would turn into this."""
     if layer.node.op == "Conv":
         return np.ascontiguousarray(matrix.transpose(0, 2, 1).reshape(like.shape), np.float32)
+    if layer.node.op == "ConvTranspose":
+        spread = matrix[0].reshape(like.shape[0], *like.shape[2:], like.shape[1])
+        return np.ascontiguousarray(np.moveaxis(spread, -1, 1), np.float32)
     turned = layer.node.op == "Gemm" and layer.node.attribute("transB", 0)
     return np.ascontiguousarray(matrix[0].T if turned else matrix[0], np.float32)
 
@@ -98,12 +106,14 @@ def patches(
     """[rows, channels * kernel] of a layer's input at some output positions.
 
     Args:
-        layer: Conv (any rank), Gemm or MatMul.
+        layer: Conv or ConvTranspose (any rank), Gemm or MatMul.
         x: input batch.
         out: shape of the output batch.
         kernel: spatial kernel size; () for Gemm and MatMul.
         index: flat indices over (sample, position).
     """
+    if layer.node.op == "ConvTranspose":
+        return _spread_patches(layer, x, out, kernel, index)
     if layer.node.op != "Conv":
         flat: np.ndarray = x.reshape(-1, x.shape[-1])[index]
         return flat
@@ -113,10 +123,44 @@ def patches(
     pads = explicit_pads(layer.node, x.shape[2:], kernel)
     if any(pads):
         x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+    sample, *where = np.unravel_index(index, (out[0], *out[2:]))
+    at = [p * s for p, s in zip(where, strides, strict=True)]
+    taken = _windows(x, kernel, dilations, sample, at)
+    return np.ascontiguousarray(taken.reshape(len(index), -1))
+
+
+def _windows(
+    x: np.ndarray, kernel: tuple[int, ...], dilations: list[int], sample: np.ndarray, at: list[np.ndarray]
+) -> np.ndarray:
+    """[rows, channels, kernel...]: what a kernel sees from some places on."""
+    rank = len(kernel)
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     windows = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
-    sample, *where = np.unravel_index(index, (out[0], *out[2:]))
-    at = tuple(p * s for p, s in zip(where, strides, strict=True))
     holes = tuple(slice(None, None, d) for d in dilations)
-    taken = windows[(sample, slice(None), *at)]  # [rows, channels, spans...]
-    return np.ascontiguousarray(taken[(slice(None), slice(None), *holes)].reshape(len(index), -1))
+    places: tuple[Any, ...] = (sample, slice(None), *at)
+    taken: np.ndarray = windows[places]
+    return taken[(slice(None), slice(None), *holes)]
+
+
+def _spread_patches(
+    layer: Layer, x: np.ndarray, out: tuple[int, ...], kernel: tuple[int, ...], index: np.ndarray
+) -> np.ndarray:
+    """Patches of a transposed convolution: the input with zeros between its places, the kernel reversed."""
+    rank = len(kernel)
+    strides = layer.node.attribute("strides", [1] * rank)
+    dilations = layer.node.attribute("dilations", [1] * rank)
+    begin = list(layer.node.attribute("pads", [0] * 2 * rank))[:rank]
+    spread = np.zeros(
+        (*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True))), x.dtype
+    )
+    spread[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = x
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    # The output at p sees spread[p + begin - reach ...]: room for it at both ends.
+    room = [
+        (r, max(0, o + b - n) + r) for r, o, b, n in zip(reach, out[2:], begin, spread.shape[2:], strict=True)
+    ]
+    spread = np.pad(spread, [(0, 0), (0, 0), *room])
+    sample, *where = np.unravel_index(index, (out[0], *out[2:]))
+    taken = _windows(spread, kernel, dilations, sample, [p + b for p, b in zip(where, begin, strict=True)])
+    backwards = (slice(None), slice(None), *(slice(None, None, -1) for _ in kernel))
+    return np.ascontiguousarray(taken[backwards].reshape(len(index), -1))
