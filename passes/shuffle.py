@@ -52,7 +52,8 @@ def gather_instead(
     graph: ir.Graph, world: World, found: list[tuple[ir.Value, list[ir.Node], list[int]]]
 ) -> None:
     """Replace shuffles by Gathers, in place; names of values that stay don't change."""
-    for source, nodes, order in found:
+    for _, nodes, order in found:
+        source = nodes[0].inputs[0]  # that of a shuffle behind another one is the other's Gather by now
         result = nodes[-1].outputs[0]
         name = f"{result.name}.condensec.order"
         tensor = ir.Tensor(np.array(order, np.int64), name=name)

@@ -419,3 +419,16 @@ def test_a_chain_of_thousands_of_residual_blocks_is_one_group_and_one_for_each()
     assert len(analysis.groups) == blocks + 1
     assert max(len(g.axes) for g in analysis.groups) > 2 * blocks
     assert len(analysis.layers) == blocks - 1  # the first one adds two projections
+
+
+def test_a_shuffle_behind_a_shuffle_that_is_split_again_is_cut() -> None:
+    nodes = """a = Conv(x, w1) b = Reshape(a, r) c = Transpose<perm=[0,2,1,3,4]>(b) d = Reshape(c, q)
+        e = Reshape(d, r) f = Transpose<perm=[0,2,1,3,4]>(e) g = Reshape(f, q)
+        h, i = Split<axis=1>(g, z) j = Relu(h) y0 = Conv(j, w2) y1 = Conv(i, w3) y = Add(y0, y1)"""
+    weights = {
+        "w1": (6, 3, 1, 1), "w2": (4, 2, 1, 1), "w3": (4, 4, 1, 1),
+        "r": np.array([0, 2, 3, 5, 5]), "q": np.array([0, 6, 5, 5]), "z": np.array([2, 4]),
+    }  # fmt: skip
+    found = trial(tiny(nodes, x=["N", 3, 5, 5], weights=weights))
+    assert found.removed > 0
+    assert found.proof.relative_error < 1e-6
