@@ -94,6 +94,16 @@ def parse_budget(text: str) -> Budget:
 
 AUTO_MINUTES = 2.0  # of gradient healing in all, when the user says nothing
 _HEAL_HINT = "write off, closed-form, auto, epochs=3 or minutes=10 (and ',closed-form=off' to train only)"
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return bool(text)
+
+
 _SETTINGS: dict[str, tuple[str, Callable[[str], float | int | str], str]] = {
     # as written -> (field of HealOptions, type, what is allowed)
     "lr": ("lr", float, "a step size above 0, relative to each weight (0.008 = 0.8%)"),
@@ -103,6 +113,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], float | int | str], str]] = {
     "warmup": ("warmup", float, "a share of the run, from 0 to below 1"),
     "average": ("average", float, "a decay a step, from 0 (none) to below 1"),
     "temperature": ("temperature", float, "a number above 0"),
+    "freeze": ("freeze", str, "a regular expression without commas"),
     "patience": ("patience", int, "validations without a better one, 0 = never stop early"),
     "views": ("views", int, "augmented views used in turn, 0 = a new one for every epoch"),
 }
@@ -114,6 +125,7 @@ _ALLOWED: dict[str, Callable[[Any], bool]] = {
     "warmup": lambda v: 0 <= v < 1,
     "average": lambda v: 0 <= v < 1,
     "temperature": lambda v: 0 < v < math.inf,
+    "freeze": _is_pattern,
     "patience": lambda v: v >= 0,
     "views": lambda v: v >= 0,
 }

@@ -93,10 +93,12 @@ def test_heal_and_shape() -> None:
     assert not parse_heal("off").closed_form
     only = parse_heal("minutes=2, closed-form=off")
     assert (str(only), only.gradient, only.closed_form) == ("minutes=2,closed-form=off", True, False)
-    full = "minutes=2,closed-form=off,lr=0.004,batch=64,optimizer=sgd,average=0.99,patience=3,views=4"
+    full = "minutes=2,closed-form=off,lr=0.004,batch=64,optimizer=sgd,average=0.99,freeze=^fc.*"
+    full += ",patience=3,views=4"
     assert str(parse_heal(full)) == full
     assert parse_heal(full).options == {
-        "lr": 0.004, "batch": 64, "optimizer": "sgd", "average": 0.99, "patience": 3, "views": 4,
+        "lr": 0.004, "batch": 64, "optimizer": "sgd", "average": 0.99, "freeze": "^fc.*",
+        "patience": 3, "views": 4,
     }  # fmt: skip
     for bad in (
         "lr=0",
@@ -107,6 +109,7 @@ def test_heal_and_shape() -> None:
         "average=1",
         "warmup=1",
         "patience=-1",
+        "freeze=[",
     ):
         refused(bad.partition("=")[0], heal=f"epochs=3,{bad}")
     refused("did you mean 'patience'", heal="epochs=3,patiance=2")

@@ -292,6 +292,18 @@ def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
     return inferred
 
 
+def test_frozen_layers_are_left() -> None:
+    teacher, slices, samples = _twins("dense")
+    student = _cut(teacher, slices)
+    plan = Plan("", 17, slices=slices)
+    models_of = (ir.from_proto(teacher), ir.from_proto(student))
+    free = closed_form.repair(*models_of, samples, plan, threads=1)
+    held = closed_form.repair(*models_of, samples, plan, threads=1, freeze="^w2$")
+    assert "w2" in free.weights
+    assert "w2" not in held.weights
+    assert ("w2", "frozen by the user") in held.skipped
+
+
 def test_an_uncut_student_is_left_alone() -> None:
     teacher, _, samples = _twins("dense")
     result = _repair(teacher, teacher, samples, {})

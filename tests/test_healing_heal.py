@@ -99,6 +99,17 @@ def test_a_batch_in_parts_trains_like_a_whole_one(tmp_path: Path, batch: int | N
         np.testing.assert_allclose(found.weights[name], weights, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+def test_what_a_frozen_node_reads_is_frozen(tmp_path: Path) -> None:
+    teacher = models.mlp()
+    setting = Setting(tmp_path, teacher, noisy(teacher), count=64)
+    reads = {n.name: set(n.input) for n in setting.model.graph.node if "fc1" in n.name}
+    assert reads
+    result = setting.heal(epochs=2, lr=0.01, freeze="fc1")
+    weights = {t.name for t in setting.model.graph.initializer}
+    assert not (set().union(*reads.values()) & weights).intersection(result.weights)
+    assert set(result.weights)
+
+
 def test_a_perfect_student_is_left_alone(tmp_path: Path) -> None:
     setting = Setting(tmp_path, models.mlp(), models.mlp())
     result = setting.heal(METRICS["top1"], epochs=1, lr=0.3)

@@ -107,6 +107,18 @@ def test_a_time_budget_is_kept_within_a_twentieth(tmp_path: Path) -> None:
     assert len(result.loss_curve) <= 14
 
 
+def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
+    teacher = models.mlp()
+    setting = Setting(tmp_path, teacher, teacher, count=64)
+    patient = setting.heal(epochs=400, batch=32, lr=0.05, patience=3)
+    losses = [r.validation_loss for r in patient.loss_curve]
+    assert len(losses) - 1 - int(np.argmin(losses)) == 3
+    assert patient.steps < 400 * 2
+    assert patient.after == min(losses)
+    forever = setting.heal(epochs=60, batch=32, lr=0.05)
+    assert forever.loss_curve[-1].epoch == 60  # the control: without patience it goes on
+
+
 def test_sgd_and_averaging_heal_too(tmp_path: Path) -> None:
     teacher = models.residual_cnn()
     setting = Setting(tmp_path, teacher, noisy(teacher))

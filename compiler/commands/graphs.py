@@ -176,12 +176,11 @@ def _heal(settings: Config, teacher: Path, spec: Heal, path: Path, slices: Any) 
     options = HealOptions(
         epochs=spec.epochs,
         minutes=spec.minutes,
-        freeze=settings.freeze,
         seed=settings.seed,
         jobs=settings.jobs,
         augment=settings.augment,
         losses=None if settings.loss is None else parse_losses(settings.loss),
-        **spec.options,
+        **{"freeze": settings.freeze, **spec.options},
     )
     state = path.with_name(f".{path.name}.state")
     console.current().resume_hint = "run the same command again to go on"

@@ -8,6 +8,7 @@ Every change must lower the error on held-out samples, or it isn't made.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -79,6 +80,7 @@ def repair(
     *,
     threads: int = 0,
     seed: int = 0,
+    freeze: str | None = None,
 ) -> RepairResult:
     """Re-solve a cut student's weights against its original.
 
@@ -89,6 +91,7 @@ def repair(
         plan: its `slices` say which channels are left.
         threads: for running the models; 0 = all cores.
         seed: of the choice of positions.
+        freeze: regular expression; layers in whose name, or in that of their weight, it's found are left.
 
     Raises:
         HealError: the models don't fit the samples.
@@ -99,6 +102,7 @@ def repair(
     if not batches:
         raise HealError("closed-form repair needs samples")
     run = _Run(originals, cut, batches, plan, threads or _cores(), seed)
+    run.freeze = re.compile(freeze) if freeze else None
     try:
         run.go()
     finally:
@@ -121,6 +125,7 @@ class _Run:
         self._teacher, self._student = Stepper(teacher, batches, threads), Stepper(student, batches, threads)
         self._layers, skipped = find_layers(self._student, graph_outputs(student), plan.slices)
         self._seed = seed
+        self.freeze: re.Pattern[str] | None = None
         held = max(1, round(_HELD_OUT * len(batches)))
         self._held = [i >= len(batches) - held for i in range(len(batches))]
         self.changed: dict[str, np.ndarray] = {}
@@ -142,6 +147,8 @@ class _Run:
             self._repair(layer, number)
 
     def _unfit(self, layer: Layer) -> str:
+        if self.freeze and any(map(self.freeze.search, (layer.weight, layer.node.proto.name))):
+            return "frozen by the user"
         weight = self._used(layer)
         features = rows.shape_of(layer, weight).features
         if features > _MOST_FEATURES:

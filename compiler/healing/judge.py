@@ -127,7 +127,7 @@ class Judge:
             around=training.around,
             trained_share=training.trained_share,
             lr=end.get("lr"),
-            note="" if improved else "training gave nothing better; the weights stay as they were",
+            note="; ".join(_notes(training, improved=improved)),
         )
 
     def _store(self) -> None:
@@ -156,6 +156,16 @@ class Judge:
         except (OSError, ValueError):
             return ""
         return str(request.get("fingerprint"))
+
+
+def _notes(training: Training, *, improved: bool) -> list[str]:
+    """What a reader of the result has to know."""
+    notes = [] if improved else ["training gave nothing better; the weights stay as they were"]
+    if training.around:
+        nodes = ", ".join(f"'{node}'" for node, _ in training.around[:3])
+        more = f" and {len(training.around) - 3} more" if len(training.around) > 3 else ""
+        notes.append(f"healed around {nodes}{more}: {training.around[0][1]}")
+    return notes
 
 
 def read_weights(path: Path, names: list[str]) -> dict[str, np.ndarray]:

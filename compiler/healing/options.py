@@ -33,7 +33,8 @@ class HealOptions:
         augment: changes training samples: `flip`, `crop=4`, `module:callable` or several joined by commas,
             or a function (batch: dict[str, ndarray], rng: Generator) -> dict; see `healing.augment`.
         views: of the augmented samples that are used in turn; 0 = a new one for every epoch.
-        freeze: regular expression; weights whose name it finds are left alone.
+        freeze: regular expression; weights in whose name, or in that of a node that reads them, it's found
+            are left alone.
         seed: order of the batches.
         jobs: threads.
         stall: seconds without a sign of life after which the worker is taken for hung.

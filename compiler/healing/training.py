@@ -93,7 +93,7 @@ def prepare(
         feeds: one batch of inputs, of the size that training uses.
         choose: picks the loss terms once the graph's shapes, and the nodes without gradient, are known.
         labels: one batch of labels.
-        freeze: weights the user doesn't want trained, by name.
+        freeze: weights the user doesn't want trained, by their names or those of nodes that read them.
 
     Raises:
         HealError: nothing can be trained, or the copy doesn't compute what the student does.
@@ -107,7 +107,8 @@ def prepare(
     around = _around(graph, barriers, terms)
     losses.append(graph, terms, labels)
     infer(graph)
-    asked = [name for name in wanted if freeze(name)]
+    readers = _readers(model)
+    asked = [name for name in wanted if freeze(name) or any(map(freeze, readers.get(name, ())))]
     wanted = [name for name in wanted if name not in asked]
     found = select(graph, wanted, barriers, [losses.LOSS])
     if not found.trained:
@@ -132,6 +133,15 @@ def prepare(
         uses_labels=losses.LABELS in graph.inputs,
         trained_share=_share(weights, frozen, graph, model),
     )
+
+
+def _readers(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Value -> names of the nodes that read it."""
+    found: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node.name)
+    return found
 
 
 def _around(

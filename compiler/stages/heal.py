@@ -127,7 +127,13 @@ class Healer:
         samples = self._job.data.splits.calibration.first(REPAIR_SAMPLES)
         # thousands of small systems: BLAS threads would spend their time waiting for one another
         with threadpool_limits(1, user_api="blas"):
-            result = closed_form.repair(self._job.analysis.model, student, samples, cut.plan)
+            result = closed_form.repair(
+                self._job.analysis.model,
+                student,
+                samples,
+                cut.plan,
+                freeze=self.spec.options.get("freeze"),
+            )
         return Healed(dict(result.weights), how="closed-form")
 
     def train(self, cut: Cut, weights: Weights, seconds: float) -> Healed:

@@ -1,4 +1,4 @@
-"""Einsum of one or two operands: transposes, a matrix product, a reshape."""
+"""Einsum: transposes, a matrix product, a reshape; more than two operands two by two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def einsum(node: Node, e: Emitter) -> None:
     """Labels in both operands and the output are the batch, in both but not the output the contraction."""
     terms, out = _parse(node, [len(e.shape(n)) for n in node.inputs])
     if len(terms) > 2:
-        raise NotLegal("Einsum of more than two operands")
+        _two_by_two(node, terms, out, e)
+        return
     if any(len(set(t)) < len(t) for t in (*terms, out)):
         raise NotLegal("Einsum with a repeated label (a diagonal)")
     sizes = {
@@ -38,6 +39,15 @@ def einsum(node: Node, e: Emitter) -> None:
     order = batch + left + right
     product = e.reshape(e.op("MatMul", rows, columns), [sizes[c] for c in order])
     _transposed(product, [order.index(c) for c in out], e, node.outputs[0])
+
+
+def _two_by_two(node: Node, terms: list[str], out: str, e: Emitter) -> None:
+    """The first two operands, with the labels that are still needed; then that with the others."""
+    rest = "".join(terms[2:]) + out
+    between = "".join(dict.fromkeys(c for c in terms[0] + terms[1] if c in rest))
+    first = e.op("Einsum", *node.inputs[:2], equation=f"{terms[0]},{terms[1]}->{between}")
+    equation = ",".join([between, *terms[2:]]) + f"->{out}"
+    e.op("Einsum", first, *node.inputs[2:], equation=equation, out=node.outputs[0])
 
 
 def _parse(node: Node, ranks: list[int]) -> tuple[list[str], str]:
