@@ -4,8 +4,8 @@
 
     report = condensec.compress("model.onnx", target="mobile-cpu", data="samples.npz")
 
-The single steps (inspect, plan, apply, verify) are in `condensec.api`, the errors in `condensec.errors`.
-Names are loaded when they're first used, so that importing costs nothing.
+The single steps (inspect, analyze, plan, apply, verify) are in `condensec.api`, the errors in
+`condensec.errors`. Names are loaded when they're first used, so that importing costs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from condensec import api, errors
-    from condensec.api import apply, compress, inspect
+    from condensec.api import analyze, apply, compress, inspect
     from condensec.config import Config, configure
     from condensec.plan import Plan
     from condensec.report import Report
@@ -26,6 +26,7 @@ __all__ = [
     "Plan",
     "Report",
     "__version__",
+    "analyze",
     "api",
     "apply",
     "compress",
@@ -38,6 +39,7 @@ _HOMES = {
     "Config": "condensec.config",
     "Plan": "condensec.plan",
     "Report": "condensec.report",
+    "analyze": "condensec.api",
     "api": "condensec.api",
     "apply": "condensec.api",
     "compress": "condensec.api",

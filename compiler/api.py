@@ -46,6 +46,27 @@ def compress(model: str | Path | Config, *, observer: Observer | None = None, **
     return run(config, observer)
 
 
+def analyze(model: str | Path | Config, *, observer: Observer | None = None, **options: Any) -> Report:
+    """Measure what each group of units, and each residual block, is worth; nothing is cut.
+
+    Args:
+        model: the ONNX file, or a finished `Config`.
+        observer: told of every step, see `condensec.stages.steps.Steps`.
+        options: ``data``, ``val``, ``metric``, ``criterion``, ``freeze``, ``shape``, ``seed``, ``jobs``.
+
+    Returns:
+        A report with ``sensitivity``, ``sensitivity_detail`` (intervals, and the metric where there are
+        labels) and ``layer_sensitivity``; `condensec.report.html.write_html` draws the heat map.
+
+    Raises:
+        CondensecError: see `condensec.errors`.
+    """
+    from condensec.pipeline import analyze as run
+
+    config = model if isinstance(model, Config) else configure(model=model, **options)
+    return run(config, observer)
+
+
 @dataclass(frozen=True)
 class GroupInfo:
     """One group of units that live and die together."""

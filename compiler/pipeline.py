@@ -10,13 +10,14 @@ from pathlib import Path
 from condensec.config import Config, check_output
 from condensec.passes import criteria
 from condensec.passes.select import unit_order
-from condensec.passes.sensitivity import Sensitivity, measure
+from condensec.passes.sensitivity import Sensitivity
 from condensec.report.model import Report
-from condensec.stages import cycles, finish, goals, job, summary
+from condensec.stages import cycles, finish, goals, job, map_report, summary
 from condensec.stages.cycles import Means
 from condensec.stages.goals import Budgets
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job
+from condensec.stages.sensitivity import QUICK_SECONDS, WHOLE_SECONDS, sensitivity
 from condensec.stages.state import Checkpoints, Progress
 from condensec.stages.steps import Observer, Steps
 
@@ -77,7 +78,31 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     return report
 
 
-def _means(work: Job, budgets: Budgets, steps: Steps) -> Means:
+def analyze(config: Config, observer: Observer | None = None) -> Report:
+    """The sensitivity map alone: what each group, and each residual block, is worth.
+
+    Args:
+        config: validated settings; budgets and healing don't matter.
+        observer: told of every step.
+
+    Raises:
+        CondensecError: see `condensec.errors`.
+    """
+    steps = Steps(observer)
+    config = replace(config, keep=None)
+    targets = job.find_targets(config)
+    loaded = steps.run("load", job.load_model, config)
+    data = steps.run("data", job.read_data, config, loaded)
+    analysis = steps.run("groups", job.find_groups, config, loaded, data)
+    work = steps.run("baseline", job.measure_baseline, config, loaded, data, targets, analysis)
+    nothing = Budgets((), False)
+    means = steps.run("sensitivity", _means, work, nothing, steps, seconds=WHOLE_SECONDS, layers=True)
+    return map_report.analyzed(work, means, steps)
+
+
+def _means(
+    work: Job, budgets: Budgets, steps: Steps, *, seconds: float = QUICK_SECONDS, layers: bool = False
+) -> Means:
     """Order of the units, loss curves and grid."""
     evidence = job.evidence(work)
     order = unit_order(
@@ -85,13 +110,7 @@ def _means(work: Job, budgets: Budgets, steps: Steps) -> Means:
     )
     curves = Sensitivity({}, 0, 0.0)
     if work.config.keep is None:
-        curves = measure(
-            work.analysis,
-            order,
-            work.data.splits.calibration,
-            threads=work.config.jobs,
-            progress=lambda group, share: steps.progress("sensitivity", share, group),
-        )
+        curves = sensitivity(work, order, steps, seconds=seconds, layers=layers)
     healer = Healer(work, steps, Path(work.config.output) / "state")
     return Means(order, curves, goals.widths_grid(work), budgets, healer, tuple(evidence.notes))
 

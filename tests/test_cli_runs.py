@@ -246,6 +246,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "compress", interrupted)
+    monkeypatch.setattr(pipeline, "analyze", interrupted)
     assert main([*LINE, "-q"]) == 130
     err = capsys.readouterr().err
     assert err.count("\n") == 1

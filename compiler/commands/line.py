@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from condensec import console
 from condensec.commands import options as o
@@ -13,7 +16,23 @@ from condensec.commands.tables import table
 if TYPE_CHECKING:
     from condensec.config import Config
     from condensec.report import Report
+    from condensec.report.model import LossDetail
 
+_MAP_KEYS = (
+    "schema", "model", "seed", "before", "groups", "frozen", "sensitivity", "sensitivity_unit",
+    "sensitivity_detail", "layer_sensitivity", "sensitivity_samples", "data", "timings", "notes",
+)  # fmt: skip
+_MapFolder = Annotated[
+    str | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="Folder for report.json and report.html, the heat map. Default: none.",
+        rich_help_panel=o.OUT,
+        show_default=False,
+    ),
+]
 _EXIT_CODES = {"ok": 0, "dry_run": 0, "budget_not_met": 3}
 
 
@@ -93,23 +112,66 @@ def analyze(
     freeze: o.Freeze = None,
     seed: o.Seed = None,
     jobs: o.Jobs = None,
+    output: _MapFolder = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
 ) -> None:
     """Measure what each group of units is worth: the loss when only a share of it stays."""
-    report = _run(_configure({**locals(), "dry_run": True}))
-    shares = sorted({share for losses in report.sensitivity.values() for share in losses}, key=float)[::-1]
+    given = {k: v for k, v in locals().items() if k != "output"}
+    report = _analyzed(_configure({**given, "dry_run": True}))
+    if output is not None:
+        _write_map(report, Path(output))
+    console.current().result(_map_text(report), _map_document(report))
+
+
+def _analyzed(settings: Config) -> Report:
+    from condensec.pipeline import analyze as run
+    from condensec.progress import Progress
+
+    with Progress(console.current()) as progress:
+        return run(settings, progress)
+
+
+def _write_map(report: Report, folder: Path) -> None:
+    """report.json and report.html."""
+    from condensec.config import check_output
+    from condensec.report import write_text
+    from condensec.report.html import write_html
+
+    check_output(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "report.json", report.dumps())
+    write_html(report, folder / "report.html")
+    console.current().note(f"written to {folder}")
+
+
+def _map_text(report: Report) -> str:
+    details = report.sensitivity_detail.values()
+    shares = sorted({share for losses in details for share in losses}, key=float)[::-1]
+    common = [s for s in shares if 2 * sum(s in losses for losses in details) >= len(report.groups)]
     rows = []
     for group in report.groups:
-        losses = report.sensitivity.get(group.id, {})
-        cells = [_loss(losses.get(share)) for share in shares]
+        losses = report.sensitivity_detail.get(group.id, {})
+        cells = [_cell(losses.get(share)) for share in common]
         rows.append((group.id, group.kind, str(group.size), *cells))
-    head = ("group", "kind", "units", *(f"keep {float(share):g}" for share in shares))
+    head = ("group", "kind", "units", *(f"keep {float(share):g}" for share in common))
+    parts = [table(head, rows)]
+    if report.layer_sensitivity:
+        layers = [(name, _cell(found)) for name, found in report.layer_sensitivity.items()]
+        parts.append(table(("layer", "without it"), layers))
+    what = f"{report.sensitivity_unit}, +- half of its 95% interval, on {report.sensitivity_samples} samples"
+    return "\n\n".join([*parts, "\n".join([what, *report.notes])])
+
+
+def _cell(found: LossDetail | None) -> str:
+    if found is None:
+        return "-"
+    spread = "" if found.ci95 is None else f" +-{found.ci95[1] - found.loss:.1g}"
+    metric = "" if found.metric is None else f" ({found.metric:.3g})"
+    return f"{found.loss:.2g}{spread}{metric}"
+
+
+def _map_document(report: Report) -> dict[str, Any]:
     document = report.to_json()
-    keys = ("schema", "model", "seed", "before", "groups", "frozen", "sensitivity", "data", "timings")
-    console.current().result(table(head, rows), {key: document[key] for key in keys if key in document})
-
-
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}"
+    return {key: document[key] for key in _MAP_KEYS if key in document}

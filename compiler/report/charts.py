@@ -11,7 +11,16 @@ from markupsafe import Markup
 
 from condensec.report import format as fmt
 from condensec.report import svg
-from condensec.report.model import Cycle, GroupSummary, Guard, Healing, LayerCut, MetricValue, Report
+from condensec.report.model import (
+    Cycle,
+    GroupSummary,
+    Guard,
+    Healing,
+    LayerCut,
+    LossDetail,
+    MetricValue,
+    Report,
+)
 
 
 def metric_by_cycle(report: Report) -> Markup:
@@ -128,6 +137,7 @@ def heat_map(report: Report) -> HeatMap | None:
     some_fewer = any(set(row) - set(shares) for row in losses.values())
     top = max(max(known), 1e-12)
     groups = {group.id: group for group in report.groups}
+    details = report.sensitivity_detail
     rows = []
     for name, row in losses.items():
         rest = sorted((s for s in row if s not in shares), key=float)
@@ -135,13 +145,21 @@ def heat_map(report: Report) -> HeatMap | None:
             *(s if s in row else None for s in shares),
             *([rest[0] if rest else None] if some_fewer else []),
         ]
-        rows.append(HeatRow(name, groups.get(name), _heat_cells(row, columns, groups.get(name), top)))
+        rows.append(
+            HeatRow(
+                name, groups.get(name), _heat_cells(row, columns, groups.get(name), top, details.get(name))
+            )
+        )
     names = (*(f"{float(share):.4g}" for share in shares), *(["fewer"] if some_fewer else []))
     return HeatMap(names, tuple(rows), _loss_text(top, top))
 
 
 def _heat_cells(
-    row: Mapping[str, float | None], columns: list[str | None], group: GroupSummary | None, top: float
+    row: Mapping[str, float | None],
+    columns: list[str | None],
+    group: GroupSummary | None,
+    top: float,
+    details: Mapping[str, LossDetail] | None = None,
 ) -> tuple[HeatCell, ...]:
     nearest = None
     if group is not None and 0 < group.kept < group.size:
@@ -151,9 +169,17 @@ def _heat_cells(
         value = None if share is None else row[share]
         heat = 0.0 if value is None else (max(0.0, value) / top) ** 0.5
         text = fmt.MISSING if value is None else _loss_text(value, top)
-        said = "" if share is None else f"{float(share):.3g} kept"
+        said = "" if share is None else f"{float(share):.3g} kept" + _detail_text((details or {}).get(share))
         cells.append(HeatCell(text, round(heat, 3), share is not None and share == nearest, said))
     return tuple(cells)
+
+
+def _detail_text(found: LossDetail | None) -> str:
+    """Interval and metric, for the tip of a cell."""
+    if found is None:
+        return ""
+    interval = "" if found.ci95 is None else f"; 95%: {found.ci95[0]:.3g} to {found.ci95[1]:.3g}"
+    return interval + ("" if found.metric is None else f"; metric {found.metric:.4g}")
 
 
 def _loss_text(value: float, top: float) -> str:

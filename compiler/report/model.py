@@ -30,6 +30,7 @@ STATUSES = {
     "ok": "budget met, guard kept",
     "budget_not_met": "budget not reachable within the guard; this is the best safe model",
     "dry_run": "planned only; nothing was cut",
+    "analyzed": "measured only; nothing was planned or cut",
     "interrupted": "stopped at a safe point; run again with --resume",
 }
 
@@ -318,6 +319,21 @@ class LayerCut:
 
 
 @dataclass(frozen=True)
+class LossDetail:
+    """What was measured with a part of the model gone.
+
+    Attributes:
+        loss: output error, in the report's ``sensitivity_unit``.
+        ci95: its 95% interval over the samples; None where outputs have no sample axis.
+        metric: the metric, or None without labels.
+    """
+
+    loss: float
+    ci95: Interval | None = None
+    metric: float | None = None
+
+
+@dataclass(frozen=True)
 class GroupSummary:
     """One group of axes that live and die together: how many of its `size` units are `kept`."""
 
@@ -339,6 +355,9 @@ class Report:
         targets: name -> what was emitted for it, in the order in which the user named them.
         sensitivity: group -> kept share ("0.5") -> loss when only that share of the group is kept.
         sensitivity_unit: what that loss is.
+        sensitivity_detail: the same with intervals and metric, where it was measured.
+        layer_sensitivity: residual block, by its last node -> loss when it is taken out whole.
+        sensitivity_samples: samples that the map was measured on.
         timings: stage -> seconds, in the order of the line, ending with ``total``.
         stage_rss_mb: stage -> peak resident memory in MiB when the stage ended.
         plan_sha256: `Plan.digest` of the plan that was carried out.
@@ -355,6 +374,9 @@ class Report:
     cycles: tuple[Cycle, ...] = ()
     sensitivity: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     sensitivity_unit: str = "loss"
+    sensitivity_detail: Mapping[str, Mapping[str, LossDetail]] = field(default_factory=dict)
+    layer_sensitivity: Mapping[str, LossDetail] = field(default_factory=dict)
+    sensitivity_samples: int = 0
     verification: Verification = field(default_factory=Verification)
     timings: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mb: float = 0.0

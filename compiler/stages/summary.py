@@ -42,6 +42,7 @@ from condensec.stages.finish import Emitted, Proven
 from condensec.stages.goals import Budgets, count_parameters
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, find_groups, load_at
+from condensec.stages.sensitivity import map_fields
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps, peak_rss_mb
 
@@ -339,8 +340,7 @@ def started(job: Job, means: Means, steps: Steps) -> Report:
         status="interrupted",
         before=empty,
         after=empty,
-        sensitivity=means.sensitivity.to_json(),
-        sensitivity_unit="output error, relative to the outputs' variance",
+        **map_fields(job, means.sensitivity),
         timings={**{k: round(v, 4) for k, v in steps.seconds.items()}, "total": round(steps.elapsed(), 4)},
         peak_rss_mb=peak_rss_mb(),
         environment=environment(job),
