@@ -18,6 +18,7 @@ Layout = list[
     "Term | None"
 ]  # one entry an axis; None: an axis of the data (batch, sequence, space), never cut
 Array = npt.NDArray[Any]
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 
 
 class Kept:
@@ -173,6 +174,18 @@ class Context:
     def vanishes(self, value: ir.Value) -> bool:
         """Whether a value is zero at every cut unit of the masked original; weights are."""
         return value.is_initializer() or value in self.vanishing
+
+    def fills(self, node: ir.Node) -> bool:
+        """Whether a node makes a tensor of one number, as large as it's asked to: its axes may be cut."""
+        name = node.outputs[0].name or ""
+        known = self.world.values.get(name)
+        floating = self.world.dtypes.get(name) in _FLOATS if known is None else known.dtype.kind == "f"
+        return floating and (
+            node.op_type == "ConstantOfShape" or (node.op_type == "Expand" and self._single(node))
+        )
+
+    def _single(self, node: ir.Node) -> bool:
+        return volume(self.shape(node.inputs[0])) == 1
 
     def has(self, node: ir.Node, index: int) -> bool:
         """Whether an optional input is there."""

@@ -18,8 +18,6 @@ from condensec.passes import sharing
 from condensec.passes.tensors import borrowed
 from condensec.plan import Split
 
-_SIZES = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)  # shapes and indices, not parameters
-
 
 @dataclass
 class Normalized:
@@ -74,7 +72,7 @@ def _split_shared_vectors(graph: ir.Graph) -> dict[str, Split]:
     for name, value in list(graph.initializers.items()):
         uses = list(value.uses())
         tensor = value.const_value
-        if len(uses) < 2 or tensor is None or value in outputs or tensor.dtype in _SIZES:
+        if len(uses) < 2 or tensor is None or value in outputs or tensor.dtype in sharing.NO_WEIGHTS:
             continue
         dims = [d for d in tensor.shape.numpy() if d != 1]
         if len(dims) != 1 or dims[0] > sharing.VECTOR_LIMIT or any(u.node.graph is not graph for u in uses):

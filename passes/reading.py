@@ -36,7 +36,9 @@ def _pin_sizes(context: Context, node: ir.Node, before: int) -> None:
         return
     own = {r.index for r in context.rewrites[before:] if isinstance(r, InputRewrite)}
     for index, value in enumerate(node.inputs):
-        if value is not None and value.name in context.world.derived and index not in own:
+        if value is None or value.name not in context.world.derived or index in own:
+            continue
+        if all(term is None for term in context.layout(value)):
             context.input(node, index, lambda kept, old: old)
 
 
@@ -59,7 +61,7 @@ def _freeze_sizes(context: Context, value: ir.Value, reason: str) -> None:
 def _apply_rule(context: Context, node: ir.Node) -> None:
     if all(v is None or context.is_constant(v) for v in node.inputs):
         context.constants.update(node.outputs)
-    if is_known(node, context.world.values):
+    if is_known(node, context.world.values) and not context.fills(node):
         for output in node.outputs:  # shape arithmetic: rewritten with the cut, never cut itself
             context.set(output, [None] * len(context.world.shape(output) or ()))
         return

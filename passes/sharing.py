@@ -22,7 +22,8 @@ from condensec.plan import Split
 
 VIEWS = names("Cast DequantizeLinear Flatten Identity Reshape Squeeze Transpose Unsqueeze")
 VECTOR_LIMIT = 1 << 16  # a shared vector longer than this is a real shared weight, not a deduplicated bias
-_SIZES = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)  # shapes and indices, not parameters
+# Shapes, indices and text, not parameters.
+NO_WEIGHTS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING)
 _TRIES = 8  # clusters a copy is held against
 
 
@@ -68,7 +69,7 @@ def part(graph: ir.Graph, splits: dict[str, Split]) -> list[Family]:
     families = []
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or tensor.size < 2 or tensor.dtype in _SIZES or value.is_graph_output():
+        if tensor is None or tensor.size < 2 or tensor.dtype in NO_WEIGHTS or value.is_graph_output():
             continue
         found = _users(graph, value)
         if found is None or len(found) < 2:
@@ -105,7 +106,7 @@ def _shared(value: ir.Value) -> bool:
     """Whether a view's own parameter, of several numbers, has other users."""
     tensor = value.const_value
     assert tensor is not None
-    return tensor.size > 1 and tensor.dtype not in _SIZES and len(value.uses()) > 1
+    return tensor.size > 1 and tensor.dtype not in NO_WEIGHTS and len(value.uses()) > 1
 
 
 def _copied(
@@ -128,7 +129,7 @@ def _copied(
     for view in chain:
         inputs: list[ir.Value | None] = [current]
         for own in view.inputs[1:]:
-            if own is not None and own.const_value is not None and own.const_value.dtype not in _SIZES:
+            if own is not None and own.const_value is not None and own.const_value.dtype not in NO_WEIGHTS:
                 root = splits[own.name].of if own.name in splits else own.name or ""
                 if own.const_value.size > 1:
                     own = _copy(graph, own, number)

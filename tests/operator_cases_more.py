@@ -53,6 +53,9 @@ simple_tokens("gather nd", "t = Transpose<perm=[1,0,2]>(a) g = GatherND(t, z) b 
 simple_tokens("scatter nd", "t = Transpose<perm=[1,0,2]>(a) s = Gather<axis=0>(t, p) r = Relu(s) g = ScatterND(t, z, r) b = Transpose<perm=[1,0,2]>(g)", {"z": np.array([[0], [3]]), "p": ints(1, 2)})  # fmt: skip
 simple_tokens("compress", "c = Compress<axis=1>(a, keep) b = Relu(c)", {"keep": np.array([True, False, True, True, False])})  # fmt: skip
 simple_tokens("triangle", "s = MatMul(a, wt) q = Transpose<perm=[0,2,1]>(s) p = MatMul(a, q) t = Trilu<upper=0>(p) b = MatMul(t, a)", {"wt": (6, 6)})  # fmt: skip
+simple("zeros of a shape", "s = Shape(a) z = ConstantOfShape(s) b = Add(a, z)")
+simple("a number for every element", "s = Shape(a) z = Expand(h, s) b = Mul(a, z)", {"h": np.float32(0.7)})  # fmt: skip
+simple("a number for every channel", "z = ConstantOfShape<value = float[1] {0.5}>(six) b = Add(a, z)", {"six": ints(6, 1, 1)})  # fmt: skip
 simple("size of the data", "n = Size(x) m = Cast<to=1>(n) d = Mul(a, m) b = Div(d, h)", {"h": np.float32(99)})  # fmt: skip
 simple("range of positions", "s = Shape(a) w = Gather<axis=0>(s, three) r = Range(zero, w, one) f = Cast<to=1>(r) b = Add(a, f)", {"three": np.int64(3), "zero": np.int64(0), "one": np.int64(1)})  # fmt: skip
 
@@ -199,3 +202,18 @@ def _q_lstm(directions: int, per_column: bool) -> onnx.ModelProto:
 CASES["quantized lstm"] = lambda: _q_lstm(1, False)
 CASES["quantized lstm, a scale a column"] = lambda: _q_lstm(1, True)
 CASES["quantized lstm bidirectional"] = lambda: _q_lstm(2, False)
+
+
+# -- a first state of a size that is computed, as PyTorch exports recurrent layers ------------------------
+def _first_state(zeros: str) -> onnx.ModelProto:
+    weights: dict[str, object] = {
+        "w1": (4, 5), "w": (1, 24, 5), "r": (1, 24, 6), "b": np.random.default_rng(0).normal(size=(1, 48)).astype(np.float32), "w2": (6, 3),
+        "one": ints(1), "two": ints(2), "rows": ints(1), "six": ints(6), "axis": ints(1), "zero": np.float32(0.1),
+    }  # fmt: skip
+    nodes = f"""m = MatMul(x, w1) s = Shape(m) n = Slice(s, one, two) t = Concat<axis=0>(rows, n, six) {zeros}
+        o, h, c = LSTM<hidden_size=6>(m, w, r, b, , z, z) f = Squeeze(o, axis) y = MatMul(f, w2)"""
+    return tiny(nodes, x=[5, "N", 4], weights=weights)  # type: ignore[arg-type]
+
+
+CASES["lstm with a first state of zeros"] = lambda: _first_state("z = ConstantOfShape(t)")
+CASES["lstm with a first state of a number"] = lambda: _first_state("z = Expand(zero, t)")

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from cutting import Trial, feeds_of, tiny, trial
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from condensec import io, verify
 from condensec.passes.groups import analyze
@@ -107,6 +107,16 @@ def test_a_weight_named_by_freeze_is_frozen_with_all_its_copies() -> None:
     model = tiny(nodes, x=["N", 5, 4], weights={"W": (4, 8), "W2": (8, 4)})
     assert trial(model, freeze="^W$").removed == 0
     assert trial(model).removed > 0
+
+
+def test_shared_texts_are_no_weights() -> None:
+    nodes = "a = Conv(x, w1) b = Relu(a) y = Conv(b, w2) t = Identity(words) u = Identity(words)"
+    model = tiny(nodes, x=["N", 3, 5, 5], weights={"w1": (6, 3, 1, 1), "w2": (4, 6, 1, 1)})
+    model.graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [2], [b"yes", b"no"]))
+    model.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.STRING, [2]) for n in "tu")
+    cut = prune(analyze(ir.from_proto(model)), {"g0": [0, 2, 3]})
+    assert [w.name for w in ir.to_proto(cut.model).graph.initializer] == ["w1", "w2", "words"]
+    assert not cut.plan.splits
 
 
 # -- together -------------------------------------------------------------------------------------------

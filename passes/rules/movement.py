@@ -96,12 +96,7 @@ def expand(ctx: Context, node: ir.Node) -> None:
     if not any(t is not None for t in layout):
         return
 
-    def new_target(kept: Kept, old: Array) -> Array:
-        terms = layout[len(layout) - old.size :]
-        new = [int(o) if o == 1 or t is None else kept.size(t) for o, t in zip(old, terms, strict=True)]
-        return np.array(new, old.dtype)
-
-    ctx.input(node, 1, new_target)
+    ctx.input(node, 1, lambda kept, old: _sizes(kept, layout[len(layout) - old.size :], old))
 
 
 @rule("Tile")
@@ -117,9 +112,24 @@ def tile(ctx: Context, node: ir.Node) -> None:
     ctx.set(output, result)
 
 
-@rule(
-    "Shape", "Size", "ConstantOfShape", "Range", "EyeLike", "NonZero", "RandomNormalLike", "RandomUniformLike"
-)
+@rule("ConstantOfShape")
+def filled(ctx: Context, node: ir.Node) -> None:
+    """The same number everywhere, as many as the rest of the graph wants: the first state of an LSTM, say."""
+    sizes = ctx.shape(node.outputs[0])
+    layout: Layout = [ctx.axes.atom(size) if size > 1 else None for size in sizes]
+    if ctx.constant(node, 0) is None or not ctx.fills(node):
+        layout = [None] * len(sizes)
+    ctx.set(node.outputs[0], layout)
+    if any(term is not None for term in layout):
+        ctx.input(node, 0, lambda kept, old: _sizes(kept, layout, old))
+
+
+def _sizes(kept: Kept, layout: Layout, old: Array) -> Array:
+    new = [int(o) if o == 1 or t is None else kept.size(t) for o, t in zip(old, layout, strict=True)]
+    return np.array(new, old.dtype)
+
+
+@rule("Shape", "Size", "Range", "EyeLike", "NonZero", "RandomNormalLike", "RandomUniformLike")
 def from_sizes(ctx: Context, node: ir.Node) -> None:
     """Sizes, not values: nothing on these axes can be cut."""
     if node.op_type in ("EyeLike", "NonZero"):
