@@ -116,7 +116,8 @@ def _training(
             raise HealError("an output has no sample axis: gradients of single samples can't be had")
         return [losses.Term("probe", o, 1.0) for o in outputs]
 
-    return prepare(model, feeds, choose, None, freeze=lambda name: name not in masks)
+    weights = {t.name for t in model.graph.initializer} | {o for n in model.graph.node for o in n.output}
+    return prepare(model, feeds, choose, None, freeze=lambda name: name in weights and name not in masks)
 
 
 def _request(
