@@ -103,12 +103,21 @@ class _Zeros:
             others = [t for axis, t in enumerate(self._free(first)) if axis not in self._reduced]
             return not ctx.has(node, 2) or all(t is None for t in others)
         if kind == "Clip":
-            low, high = (ctx.ints(node, i, n) for i, n in ((1, "min"), (2, "max")))
-            return (not low or low[0] <= 0) and (not high or high[0] >= 0)
+            low, high = (self._bound(i, name) for i, name in ((1, "min"), (2, "max")))
+            return low <= 0 <= high
         if kind == "Pad":
             fill = ctx.constant(node, 2)
             return (fill is None or not np.any(fill)) and "value" not in node.attributes
         return False
+
+    def _bound(self, index: int, name: str) -> float:
+        """A bound of a Clip: an attribute in old opsets, else an input; unbounded where there is none."""
+        if name in self._node.attributes:
+            return self._node.attributes[name].as_float()
+        if not self._ctx.has(self._node, index):
+            return -np.inf if name == "min" else np.inf
+        known = self._ctx.constant(self._node, index)
+        return float(np.asarray(known).reshape(-1)[0]) if known is not None and known.size else np.nan
 
     def _covered(self, value: ir.Value) -> list[bool]:
         """For each axis of the output: it isn't cut, or the value lies on it (and isn't spread over it)."""

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import operator_cases_experts  # noqa: F401  (each adds cases)
 import operator_cases_more  # noqa: F401
+import operator_cases_versions  # noqa: F401
 import pytest
 from cutting import tiny, trial
 from operator_cases import CASES, IMAGE, ints
