@@ -80,11 +80,12 @@ def masked(original: ir.Model, plan: Plan) -> ir.Model:
         ir_passes.InlinePass()(model)
         model.functions.clear()
     graph = model.graph
-    values: dict[str | None, ir.Value] = {v.name: v for v in _values(graph)}
+    values: dict[str | None, ir.Value] = dict(_named(graph))
     _split_shared(graph, values, plan)
-    variances = {n.inputs[4] for n in graph if n.op_type == "BatchNormalization" and len(n.inputs) > 4}
+    nodes = list(graph.all_nodes())
+    variances = {n.inputs[4] for n in nodes if n.op_type == "BatchNormalization" and len(n.inputs) > 4}
     points = {
-        n.inputs[p] for n in graph for p in _ZERO_POINTS.get(n.op_type, {}).values() if p < len(n.inputs)
+        n.inputs[p] for n in nodes for p in _ZERO_POINTS.get(n.op_type, {}).values() if p < len(n.inputs)
     }
     for name, axes in plan.slices.items():
         if name not in values:
@@ -98,15 +99,22 @@ def masked(original: ir.Model, plan: Plan) -> ir.Model:
     for restriction in plan.restrictions:
         _restrict(graph, values, restriction)
     for layer in plan.removed_layers:
-        _bypass(graph, layer)
+        _bypass(values, layer)
     return model
 
 
-def _values(graph: ir.Graph) -> Iterable[ir.Value]:
-    yield from graph.initializers.values()
-    yield from graph.inputs
+def _named(graph: ir.Graph, prefix: str = "") -> Iterable[tuple[str | None, ir.Value]]:
+    """All values by their names in plans: ``y[else_branch].w`` for one in a body, see docs/formats.md."""
+    for value in (*graph.initializers.values(), *graph.inputs):
+        yield f"{prefix}{value.name}", value
     for node in graph:
-        yield from node.outputs
+        for value in node.outputs:
+            if value.name:
+                yield f"{prefix}{value.name}", value
+        first = next((v.name for v in node.outputs if v.name), "")
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _named(attribute.as_graph(), f"{prefix}{first}[{attribute.name}].")
 
 
 # -- weights ------------------------------------------------------------------------------------------
@@ -126,13 +134,11 @@ def _split_shared(graph: ir.Graph, values: dict[str | None, ir.Value], plan: Pla
         fresh = ir.Value(name=copy, shape=source.shape, type=source.type, const_value=tensor)
         graph.register_initializer(fresh)
         seen = user.inputs[split.input] if split.input < len(user.inputs) else None
-        user.replace_input_with(split.input, _seen_anew(graph, user, seen, source, fresh))
+        user.replace_input_with(split.input, _seen_anew(user, seen, source, fresh))
         values[copy] = fresh
 
 
-def _seen_anew(
-    graph: ir.Graph, user: ir.Node, seen: ir.Value | None, source: ir.Value, fresh: ir.Value
-) -> ir.Value:
+def _seen_anew(user: ir.Node, seen: ir.Value | None, source: ir.Value, fresh: ir.Value) -> ir.Value:
     """What a user of a weight sees of its copy: the copy itself, or the same views of it (Transpose, ...)."""
     views: list[ir.Node] = []
     while seen is not source:
@@ -149,7 +155,7 @@ def _seen_anew(
         name = f"{_PREFIX}.{result.name}.{view.op_type}"
         new = ir.Node(view.domain, view.op_type, inputs, list(view.attributes.values()), name=name)
         new.outputs[0].name, new.outputs[0].type = f"{name}.out", view.outputs[0].type
-        graph.insert_before(user, new)
+        _home(user).insert_before(user, new)
         result, replaced = new.outputs[0], view.outputs[0]
     return result
 
@@ -269,7 +275,7 @@ def _constant(graph: ir.Graph, array: Array) -> ir.Value:
 def _gather(graph: ir.Graph, node: ir.Node, value: ir.Value, kept: Array, axis: int) -> ir.Value:
     new = _node(graph, "Gather", [value, _constant(graph, kept)], axis)
     new.outputs[0].type = value.type
-    graph.insert_before(node, new)
+    _home(node).insert_before(node, new)
     return new.outputs[0]
 
 
@@ -287,9 +293,23 @@ def _spread(graph: ir.Graph, node: ir.Node, output: ir.Value, restriction: Restr
     zeroed = _node(graph, "Where", [_constant(graph, there), wide.outputs[0], zero.outputs[0]])
     for new in (wide, zero, zeroed):
         new.outputs[0].type = output.type
-    graph.insert_after(node, [wide, zero, zeroed])
+    _home(node).insert_after(node, [wide, zero, zeroed])
+    _instead(graph, node, output, zeroed.outputs[0], users)
+
+
+def _home(node: ir.Node) -> ir.Graph:
+    """The graph a node is in: the main one, or a body."""
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
+def _instead(graph: ir.Graph, node: ir.Node, old: ir.Value, new: ir.Value, users: Iterable[Any]) -> None:
+    """Another value for some users of a node's output, and where its body gives it back."""
     for use in users:
-        use.node.replace_input_with(use.idx, zeroed.outputs[0])
+        use.node.replace_input_with(use.idx, new)
+    body = _home(node)
+    if body is not graph:
+        body.outputs[:] = [new if value is old else value for value in body.outputs]
 
 
 def _count_all(graph: ir.Graph, node: ir.Node, kept: Array) -> None:
@@ -297,17 +317,15 @@ def _count_all(graph: ir.Graph, node: ir.Node, kept: Array) -> None:
     users = list(node.outputs[1].uses())
     position = _node(graph, "Gather", [_constant(graph, kept), node.outputs[1]], 0)
     position.outputs[0].type = node.outputs[1].type
-    graph.insert_after(node, position)
-    for use in users:
-        use.node.replace_input_with(use.idx, position.outputs[0])
+    _home(node).insert_after(node, position)
+    _instead(graph, node, node.outputs[1], position.outputs[0], users)
 
 
 # -- layers -------------------------------------------------------------------------------------------
 
 
-def _bypass(graph: ir.Graph, layer: RemovedLayer) -> None:
+def _bypass(values: Mapping[str | None, ir.Value], layer: RemovedLayer) -> None:
     """A removed residual block adds nothing: its last node gives back what came in beside the branch."""
-    values = {out.name: out for node in graph for out in node.outputs}
     last = values[layer.nodes[-1]].producer() if layer.nodes and layer.nodes[-1] in values else None
     inside = {values[name] for name in layer.nodes if name in values}
     around = [v for v in last.inputs if v is not None and v not in inside] if last is not None else []

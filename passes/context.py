@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.axes import Axes, Term
+from condensec.passes.bodies import home
 from condensec.passes.world import World
 
 Layout = list[
@@ -115,6 +116,7 @@ class Context:
     constants: set[ir.Value] = field(default_factory=set)
     vanishing: set[ir.Value] = field(default_factory=set)
     positions: dict[ir.Value, Term] = field(default_factory=dict)
+    repeats: dict[str, int] = field(default_factory=dict)  # body -> how often it runs, where that is known
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -288,7 +290,8 @@ class Context:
     ) -> None:
         """Declare the node's multiply-accumulates; a None factor counts with its sample size."""
         filled = tuple(s if f is None else f for f, s in zip(factors, sizes, strict=True))
-        self.costs.append(Cost(node, filled, **extra))
+        times = self.repeats.get(home(node), 1)
+        self.costs.append(Cost(node, filled if times == 1 else (times, *filled), **extra))
 
     def forget(self, declared: tuple[int, int, int]) -> None:
         """Take back what a rule declared before it failed. Ties stay: they only ever tie more."""

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from condensec.errors import CondensecError, PreconditionError
+from condensec.errors import CondensecError, HealError, PreconditionError
+from condensec.passes.bodies import is_open
 from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
 from condensec.passes.groups import Group
@@ -55,6 +56,12 @@ def _collect(evidence: Evidence) -> tuple[SuperGraph, dict[str, Array]]:
     from condensec.healing.gradients import mask_gradients
 
     analysis = evidence.analysis
+    body = next((node for node in analysis.model.graph if is_open(node)), None)
+    if body is not None:
+        raise HealError(
+            f"gradients don't pass through {body.op_type.removesuffix('Enter')} '{body.name}'",
+            hint="choose a criterion without gradients",
+        )
     samples = evidence.samples.first(min(MOST, affordable(PASSES * analysis.macs(), 1, SECONDS)))
     graph = build(analysis)
     whole = graph.masks(analysis.kept({}))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.axes import Atom, Axes, Term
+from condensec.passes.bodies import close_bodies
 from condensec.passes.collector import paused
 from condensec.passes.context import Context, Kept
 from condensec.passes.layers import Layer, find_layers
@@ -80,8 +81,13 @@ class Analysis:
 
     @property
     def model(self) -> ir.Model:
-        """The normalized model, uncut."""
+        """The normalized model, uncut; bodies of If, Loop and Scan stand open in it (see `bodies`)."""
         return self.normalized.model
+
+    @property
+    def runnable(self) -> ir.Model:
+        """The same with every node in its body."""
+        return close_bodies(self.model)
 
     @property
     def axes(self) -> Axes:

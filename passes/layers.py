@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from condensec.passes.bodies import enters, home, is_open
 from condensec.passes.context import Context
 
 
@@ -46,7 +47,11 @@ def find_layers(context: Context, graph: ir.Graph) -> tuple[Layer, ...]:
                 continue
             branch = _branch(node, source, other)
             inside = [n for n in branch if n in weighted]
-            if inside and any(v is source for n in branch for v in n.inputs):
+            if (
+                inside
+                and any(v is source for n in branch for v in n.inputs)
+                and _together(node, source, branch)
+            ):
                 branch.sort(key=order.__getitem__)
                 inside.sort(key=order.__getitem__)
                 found.append(
@@ -90,6 +95,16 @@ def _branch(total: ir.Node, source: ir.Value, end: ir.Value) -> list[ir.Node]:
         inside[node] = None
         todo.extend(v for v in node.inputs if v is not None)
     return list(inside)
+
+
+def _together(total: ir.Node, source: ir.Value, branch: Sequence[ir.Node]) -> bool:
+    """Whether all lies in one body of an If, Loop or Scan (or in none), and no body begins or ends in it."""
+    above = source.producer()
+    users = [use.node for use in total.outputs[0].uses()]
+    begins = above is not None and enters(above)
+    nodes = [*branch, *users, *([above] if above is not None and not begins else [])]
+    ends = begins or any(is_open(n) for n in (*branch, *users))
+    return not ends and all(home(n) == home(total) for n in nodes)
 
 
 def take_out(graph: ir.Graph, layers: Sequence[Layer]) -> None:

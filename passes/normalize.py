@@ -1,9 +1,10 @@
 """Normalize: put a model into the one form the later passes read.
 
-Local functions are inlined, Constant nodes become initializers (same name), initializers are no longer
-overridable inputs, every node has a unique name, and small vectors shared by several nodes (deduplicated
-biases and scales) get one copy a user, so that two layers aren't tied by an accident of storage. Other shared
-weights get copies until the graph has been read (see `sharing`).
+Local functions are inlined, bodies of If, Loop and Scan stand open (see `bodies`), Constant nodes become
+initializers (same name), initializers are no longer overridable inputs, every node has a unique name, and
+small vectors shared by several nodes (deduplicated biases and scales) get one copy a user, so that two layers
+aren't tied by an accident of storage. Other shared weights get copies until the graph has been read (see
+`sharing`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from onnx_ir.passes import common as ir_passes
 
 from condensec.errors import ModelError
 from condensec.passes import sharing
+from condensec.passes.bodies import is_open, open_bodies
 from condensec.passes.tensors import borrowed
 from condensec.plan import Split
 
@@ -45,6 +47,7 @@ def normalize(original: ir.Model) -> Normalized:
         except Exception as error:  # a function that calls itself, or one that isn't there
             raise ModelError(f"the model's local functions can't be inlined: {error}") from error
         model.functions.clear()
+    open_bodies(model)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ir_passes.RemoveInitializersFromInputsPass()(model)
     if model.ir_version < 4:  # before 4, every initializer had to be an input
@@ -75,7 +78,9 @@ def _split_shared_vectors(graph: ir.Graph) -> dict[str, Split]:
         if len(uses) < 2 or tensor is None or value in outputs or tensor.dtype in sharing.NO_WEIGHTS:
             continue
         dims = [d for d in tensor.shape.numpy() if d != 1]
-        if len(dims) != 1 or dims[0] > sharing.VECTOR_LIMIT or any(u.node.graph is not graph for u in uses):
+        if len(dims) != 1 or dims[0] > sharing.VECTOR_LIMIT:
+            continue
+        if any(u.node.graph is not graph or is_open(u.node) for u in uses):
             continue
         for number, use in enumerate(uses):
             copy_name = f"{name}.copy{number}"

@@ -35,7 +35,8 @@ def run_for_shapes(
         return {}
     try:
         session = Session(model, optimize=False, extra_outputs=names)
-        return {name: array.shape for name, array in session.run(_feeds(model, inputs), names).items()}
+        found = session.run(_feeds(model, inputs), names)
+        return {name: array.shape for name, array in found.items() if isinstance(array, np.ndarray)}
     except CondensecError:
         return {}
 

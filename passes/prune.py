@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from condensec.errors import PostconditionError, PreconditionError
 from condensec.filetensor import FileTensor, sliced
+from condensec.passes.bodies import close_bodies
 from condensec.passes.collector import paused
 from condensec.passes.context import AttributeRewrite, Kept
 from condensec.passes.groups import Analysis
@@ -80,7 +81,7 @@ def prune(
     plan = describe(analysis, units, kept, slices, resizer.edits(), removed, sha256, apart)
     _merge_copies(model.graph, plan, analysis.normalized.splits)
     take_out(model.graph, [layer for layer in analysis.layers if layer.id in layers])
-    return Cut(model, plan)
+    return Cut(close_bodies(model), plan)
 
 
 def _removed(analysis: Analysis, layers: Sequence[str]) -> tuple[RemovedLayer, ...]:

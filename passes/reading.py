@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from condensec.passes import rules
 from condensec.passes.arithmetic import is_known
+from condensec.passes.bodies import enters
 from condensec.passes.context import Context, InputRewrite, UnknownShape
+from condensec.passes.openings import repeats
 from condensec.passes.positions import follow
 from condensec.plan import Split
 
@@ -19,6 +21,7 @@ def read_graph(context: Context, graph: ir.Graph) -> None:
     """Apply every node's rule, in graph order; outputs end up frozen."""
     for value in graph.inputs:
         context.set(value, [None] * len(context.world.inputs[value.name or ""]))
+    context.repeats.update(repeats(graph, context.world))
     for node in graph:
         before = len(context.rewrites)
         _apply_rule(context, node)
@@ -59,7 +62,7 @@ def _freeze_sizes(context: Context, value: ir.Value, reason: str) -> None:
 
 
 def _apply_rule(context: Context, node: ir.Node) -> None:
-    if all(v is None or context.is_constant(v) for v in node.inputs):
+    if not enters(node) and all(v is None or context.is_constant(v) for v in node.inputs):
         context.constants.update(node.outputs)
     if is_known(node, context.world.values) and not context.fills(node):
         for output in node.outputs:  # shape arithmetic: rewritten with the cut, never cut itself

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from condensec.passes.bodies import owners
 from condensec.passes.groups import Analysis
 from condensec.runner import Session
 
@@ -43,12 +44,22 @@ class Segment:
 
 
 class Line:
-    """A model's nodes in order, what crosses between them, and how much work lies behind."""
+    """A model's nodes in order, what crosses between them, and how much work lies behind.
+
+    Attributes:
+        model: the model, bodies closed.
+        names: of its nodes.
+        position: of every node, those inside bodies included.
+        made: value name -> the position it is there from.
+    """
 
     def __init__(self, analysis: Analysis) -> None:
-        self.names = [node.name or "" for node in analysis.model.graph]
-        self.position = {name: i for i, name in enumerate(self.names)}
-        graph = analysis.model.graph
+        self.model = analysis.runnable
+        graph = self.model.graph
+        self.names = [node.name or "" for node in graph]
+        owner = owners(analysis.model.graph)  # what is in a body stands where its If, Loop or Scan does
+        places = {name: i for i, name in enumerate(self.names)}
+        self.position = {name: places[owner[name]] for name in owner}
         weights = set(graph.initializers)
         self.made = {v.name or "": 0 for v in graph.inputs if v.name not in weights}
         self._last: dict[str, int] = {}
@@ -59,8 +70,10 @@ class Line:
                 self.made[value.name or ""] = i + 1
         for value in graph.outputs:
             self._last[value.name or ""] = len(self.names)  # an output is asked for at the end
-        macs = analysis.node_macs({})
-        self._before = [0, *accumulate(macs.get(name, 0) for name in self.names)]
+        macs = [0] * len(self.names)
+        for name, count in analysis.node_macs({}).items():
+            macs[self.position[name]] += count
+        self._before = [0, *accumulate(macs)]
         batch = max(1, min((s[0] for s in analysis.world.inputs.values() if s), default=1))
         self._bytes = {name: 4 * prod(analysis.world.shapes.get(name, (0,))) // batch for name in self.made}
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from condensec.data import Samples
+from condensec.passes.bodies import close_bodies
 from condensec.passes.groups import Analysis, Group
 from condensec.passes.layers import Layer, take_out
 from condensec.passes.segments import Batch, Frontier, Line, Segment, behind
@@ -182,8 +183,7 @@ class _Run:
     ) -> None:
         self._work, self._samples, self._threads = work, samples, threads
         self._metric, self._progress = metric, progress
-        model = work.analysis.model
-        session = Session(model, threads=threads)
+        session = Session(work.line.model, threads=threads)
         self._batches = list(batches(session, samples))
         self._reference: dict[str, Array] = {}
         self._reference = self._joined([session.run(b) for b in self._batches])
@@ -192,7 +192,7 @@ class _Run:
     def go(self) -> tuple[dict[str, Curve], dict[str, LayerLoss]]:
         """Curves by group and losses by layer, in the order of the analysis."""
         work, analysis = self._work, self._work.analysis
-        frontier = Frontier(work.line, analysis.model, self._batches, self._threads)
+        frontier = Frontier(work.line, work.line.model, self._batches, self._threads)
         curves: dict[str, Curve] = {}
         layers: dict[str, LayerLoss] = {}
         done = 0
@@ -235,7 +235,9 @@ class _Run:
             if isinstance(layer, Layer):
                 model = analysis.model.clone()
                 take_out(model.graph, [layer])
-                session = Session(behind(model, before, frontier.batches[0]), threads=self._threads)
+                session = Session(
+                    behind(close_bodies(model), before, frontier.batches[0]), threads=self._threads
+                )
                 found = self._joined([session.run(b) for b in frontier.batches])
                 yield layer.id, LayerLoss(*self._judged(found))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from condensec.passes.arithmetic import names
+from condensec.passes.bodies import is_open
 from condensec.passes.context import Context
 from condensec.passes.tensors import borrowed
 from condensec.plan import Split
@@ -90,7 +91,7 @@ def _users(graph: ir.Graph, value: ir.Value) -> list[tuple[ir.Node, int, tuple[i
             return None
         for use in top.uses():
             node = use.node
-            if node.graph is not graph:
+            if node.graph is not graph or is_open(node):
                 return None
             own = [v for v in node.inputs[1:] if v is not None]
             if use.idx or node.op_type not in VIEWS or not all(v.is_initializer() for v in own):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.axes import Term
+from condensec.passes.bodies import enters, home
 from condensec.passes.context import Cost
 from condensec.passes.groups import Analysis
 
@@ -44,6 +45,12 @@ class Site:
     def key(self) -> tuple[str, int]:
         """Value name and axis; sites that read the same axis of one value share it."""
         return self.source.name or "", self.axis
+
+    @property
+    def observable(self) -> bool:
+        """Whether the value can be an output of the model: it isn't inside a body of an If, Loop or Scan."""
+        node = self.source.producer()
+        return node is None or not (home(node) or enters(node))
 
 
 def sites(analysis: Analysis) -> Iterator[Site]:

@@ -44,10 +44,14 @@ class Moments:
 
 
 def group_sites(evidence: Evidence, group: Group) -> list[Site]:
-    """The sites that contract units of a group."""
+    """The sites that contract units of a group, those inside bodies apart: nobody can look into them."""
     ids = {a.id for a in group.atoms}
-    every = evidence.once("sites", lambda: list(sites(evidence.analysis)))
+    every = _sites(evidence)
     return [s for s in every if any(a.id in ids for a in evidence.analysis.axes.atoms(s.term))]
+
+
+def _sites(evidence: Evidence) -> list[Site]:
+    return evidence.once("sites", lambda: [s for s in sites(evidence.analysis) if s.observable])
 
 
 def weights(evidence: Evidence, site: Site) -> npt.NDArray[Any]:
@@ -62,7 +66,7 @@ def moments(evidence: Evidence) -> dict[Key, Moments]:
 
 
 def _moments(evidence: Evidence) -> dict[Key, Moments]:
-    keys = list(dict.fromkeys(s.key for s in evidence.once("sites", lambda: list(sites(evidence.analysis)))))
+    keys = list(dict.fromkeys(s.key for s in _sites(evidence)))
     sums: dict[Key, list[Any]] = {}
     for values in _batches(evidence, [name for name, _ in keys]):
         for key in keys:
@@ -90,7 +94,7 @@ def covariance(evidence: Evidence, site: Site) -> FloatArray:
 def _lots(evidence: Evidence) -> dict[Key, int]:
     result: dict[Key, int] = {}
     lot, used = 0, 0
-    for site in evidence.once("sites", lambda: list(sites(evidence.analysis))):
+    for site in _sites(evidence):
         if site.key in result:
             continue
         size = 8 * site.term.size**2
@@ -121,7 +125,7 @@ def _covariances(evidence: Evidence, keys: Sequence[Key]) -> dict[Key, FloatArra
 def _batches(evidence: Evidence, names: Sequence[str]) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """The named values, batch by batch. A model with a fixed batch gets whole ones only, wrapping around."""
     wanted = list(dict.fromkeys(names))
-    model, samples = evidence.analysis.model, evidence.samples
+    model, samples = evidence.analysis.runnable, evidence.samples
     given = {v.name for v in model.graph.inputs}
     outputs = {v.name for v in model.graph.outputs}
     session = Session(

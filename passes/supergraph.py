@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.axes import Term
+from condensec.passes.bodies import close_bodies
 from condensec.passes.context import Kept
 from condensec.passes.groups import Analysis
 from condensec.passes.sites import sites
@@ -79,7 +80,7 @@ def build(
             value.const_value = ir.Tensor(
                 np.ascontiguousarray(array), dtype=value.const_value.dtype, name=name
             )
-    return SuperGraph(model, tuple(points))
+    return SuperGraph(close_bodies(model), tuple(points))
 
 
 def _insert(graph: ir.Graph, node: ir.Node, index: int, point: MaskPoint) -> ir.Value:

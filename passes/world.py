@@ -15,8 +15,9 @@ import onnx
 import onnx_ir as ir
 
 from condensec.errors import ModelError
-from condensec.passes import standins
+from condensec.passes import openings, standins
 from condensec.passes.arithmetic import FOLDABLE, SMALL, evaluate_node, is_known
+from condensec.passes.bodies import close_bodies, enters, home, is_open
 from condensec.passes.probe import probe_shapes, run_for_shapes
 
 BATCH = 2  # a sample batch of two keeps a reshape of batch*heads apart from one of heads
@@ -106,7 +107,7 @@ def build_world(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = 
     world = _try(model, shapes)
     if isinstance(world, World) and (shapes or not _open_sizes(model) or _fits(model, world)):
         return world
-    probed = probe_shapes(model) if shapes is None else None
+    probed = probe_shapes(close_bodies(model)) if shapes is None else None
     found = _try(model, probed) if probed is not None else None
     world = found if isinstance(found, World) else world
     if isinstance(world, World):
@@ -148,9 +149,10 @@ def _fits(model: ir.Model, world: World) -> bool:
     return True
 
 
-def _gaps(model: ir.Model, world: World) -> list[str]:
-    """Values somebody uses whose shapes aren't known."""
-    outputs = (o for node in model.graph for o in node.outputs if o.uses() and o.name)
+def _gaps(model: ir.Model, world: World, *, bodies: bool = True) -> list[str]:
+    """Values somebody uses whose shapes aren't known, those of bodies included or not."""
+    nodes = (n for n in model.graph if bodies or not (home(n) or enters(n)))
+    outputs = (o for node in nodes for o in node.outputs if o.uses() and o.name)
     return [o.name or "" for o in outputs if o.name not in world.shapes]
 
 
@@ -165,7 +167,7 @@ def _fill(model: ir.Model, world: World) -> None:
             world.values[value.name or ""] = tensor.numpy()
     if _work_out(model, nodes, world):
         return
-    found = run_for_shapes(model, world.inputs, _gaps(model, world))
+    found = run_for_shapes(close_bodies(model), world.inputs, _gaps(model, world, bodies=False))
     world.shapes.update(found)
     if found:
         _work_out(model, nodes, world)
@@ -174,7 +176,7 @@ def _fill(model: ir.Model, world: World) -> None:
 def _work_out(model: ir.Model, nodes: list[ir.Node], world: World) -> bool:
     """Infer shapes and evaluate shape arithmetic until nothing new comes out; whether nothing is missing."""
     missing = -1
-    for _ in range(6):
+    for _ in range(6 + sum(map(is_open, nodes))):  # what is in a body may wait for another body
         _infer_shapes(model, world)
         _evaluate(nodes, world)
         unknown = sum(
@@ -206,8 +208,13 @@ def _infer_shapes(model: ir.Model, world: World, *, strict: bool = False) -> Non
         if name not in known:
             graph.input.append(_info(name, value.dtype, world.shapes[name], value))
     produced: set[str] = set()
+    graph.input.extend(openings.inputs() if any(map(is_open, model.graph)) else [])
     for node in model.graph:
         if is_known(node, known):
+            continue
+        if is_open(node):
+            graph.node.extend(openings.replace(node, world, model.opset_imports.get("", 1)))
+            produced.update(o.name for o in node.outputs if o.name)
             continue
         proto = ir.serde.serialize_node(node)
         produced.update(o for o in proto.output if o)

@@ -260,32 +260,6 @@ def test_freeze_leaves_nodes_and_weights_alone_by_name() -> None:
     assert len(analysis_of(model, freeze="nothing like it").groups) == 4
 
 
-def test_values_captured_by_a_subgraph_are_frozen_and_the_rest_is_cut() -> None:
-    nodes = """a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a) c = Conv(b, w2)
-        k = If(flag)<then_branch = t () => (float[] r) { r = Relu(c) },
-            else_branch = e () => (float[] r2) { r2 = Mul(c, c) }>
-        d = Conv(k, w3) y = Conv(d, w4)"""
-    weights = {**CONVS, "w3": (6, 4, 1, 1), "w4": (2, 6, 1, 1), "flag": np.array(True)}
-    model = tiny(nodes, x=[2, 3, 6, 6], weights=weights)
-    found = trial(model)
-    assert {g.size for g in found.analysis.groups} == {6}
-    assert len(found.analysis.groups) == 2
-    assert any("used inside the subgraph of If" in f.reason for f in found.analysis.frozen)
-    assert found.proof.passed
-
-
-def test_weights_captured_by_a_subgraph_are_frozen() -> None:
-    nodes = """a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a)
-        k = If(flag)<then_branch = t () => (float[] r) { r = Conv(b, w2) },
-            else_branch = e () => (float[] r2) { r2 = Conv(b, w2) }>
-        d = Conv(k, w3) e = Relu(d) y = Conv(e, w4)"""
-    weights = {**CONVS, "w3": (6, 4, 1, 1), "w4": (2, 6, 1, 1), "flag": np.array(False)}
-    found = trial(tiny(nodes, x=[2, 3, 6, 6], weights=weights))
-    assert places(found.analysis) == [{"w3:0", "w4:1"}]
-    assert "w2" not in found.cut.plan.slices
-    assert found.proof.passed
-
-
 def test_optional_outputs_without_a_name_and_nodes_without_names() -> None:
     model = residual_cnn(width=8)
     model.graph.node.insert(3, helper.make_node("Dropout", ["stem.relu_out"], ["dropped", ""]))

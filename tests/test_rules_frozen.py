@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import operator_cases_experts  # noqa: F401  (each adds cases)
 import operator_cases_more  # noqa: F401
 import operator_cases_versions  # noqa: F401
@@ -13,6 +14,7 @@ import pytest
 from cutting import tiny, trial
 from operator_cases import CASES, IMAGE, ints
 
+from condensec.passes.normalize import normalize
 from condensec.passes.rules import load_all
 
 # operator on ``a`` -> ``b``, its weights, and the reason that its channels get
@@ -74,9 +76,13 @@ def _operators(model: onnx.ModelProto) -> set[str]:
 
 def test_every_rule_has_a_case_with_its_negative_control() -> None:
     from test_rules_channels_last import MODELS
+    from test_subgraph_cuts import MODELS as BODIES
 
     tested = {op for make in (*CASES.values(), *MODELS.values()) for op in _operators(make())}
     for operator, _, _ in FROZEN.values():
         nodes = f"a = Relu(x) {operator} y = Abs(b)"
         tested |= _operators(tiny(nodes, x=IMAGE, domains=("com.microsoft",)))
+    for make_body, _ in BODIES.values():
+        opened = normalize(ir.from_proto(make_body())).model
+        tested |= {f"{n.domain}::{n.op_type}" for n in opened.graph if n.domain}
     assert set(load_all()) - tested == set(NOT_RUN)

@@ -123,7 +123,7 @@ def emit_target(
     artifact = _emit(job, target, healed, out)
     emitted = _measured(job, target, artifact, models)
     if emitted.comparison is not None and emitted.comparison.verdict == "slower":
-        again = _measured(job, target, _emit(job, target, job.analysis.model, out), models)
+        again = _measured(job, target, _emit(job, target, job.analysis.runnable, out), models)
         ratio = emitted.comparison.ratio
         reason = f"the cut graph took {ratio:.2f}x of the original's time, so the original was emitted"
         return replace(again, fallback=reason)
@@ -180,7 +180,7 @@ def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets
             target = next((t for t in job.targets if t.name == limit.target), None)
             if target is None:
                 continue
-            artifact = _emit(job, target, job.analysis.model, Path(name) / target.name)
+            artifact = _emit(job, target, job.analysis.runnable, Path(name) / target.name)
             comparison, predicted = _timed(job, target, artifact.path, models)
             if comparison is not None:
                 gains[limit.key] = comparison.ratio

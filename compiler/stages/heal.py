@@ -128,7 +128,7 @@ class Healer:
         # thousands of small systems: BLAS threads would spend their time waiting for one another
         with threadpool_limits(1, user_api="blas"):
             result = closed_form.repair(
-                self._job.analysis.model,
+                self._job.analysis.runnable,
                 student,
                 samples,
                 cut.plan,
@@ -159,7 +159,7 @@ class Healer:
             folder = Path(name)
             student, teacher = folder / "student.onnx", folder / "teacher.onnx"
             io.save(with_weights(cut.model, weights), student)
-            io.save(job.analysis.model, teacher)
+            io.save(job.analysis.runnable, teacher)
             result = heal(
                 student,
                 teacher,

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from condensec.data import TensorSpec
 from condensec.hardware import bench, isa
 from condensec.metrics import interval
+from condensec.passes.bodies import enters
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import Cut, prune
 from condensec.passes.select import Widths, choose
@@ -99,7 +100,7 @@ def figures(job: Job, analysis: Analysis, path: Path) -> Figures:
         macs=analysis.macs(),
         bytes=bench.model_bytes(path),
         metric=metric_on_test(job, path),
-        nodes=len(list(analysis.model.graph)),
+        nodes=sum(1 for node in analysis.model.graph if not enters(node)),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from condensec.passes.criteria import FloatArray, GroupView, criterion
+from condensec.passes.criteria.magnitude import magnitude
 from condensec.passes.statistics import Moments, group_sites, moments, weights
 
 
@@ -31,9 +32,12 @@ def fluctuation(view: GroupView) -> FloatArray:
 
 
 def _contribution(view: GroupView, size: Callable[[Moments], FloatArray]) -> FloatArray:
+    places = group_sites(view.evidence, view.group)
+    if not places:  # all inside bodies of If, Loop or Scan
+        return magnitude(view)
     found = moments(view.evidence)
     total = np.zeros(view.group.size)
-    for site in group_sites(view.evidence, view.group):
+    for site in places:
         square = (weights(view.evidence, site).astype(np.float64) ** 2).sum(axis=1)
         energy = square * size(found[site.key])
         share = energy / max(float(energy.sum()), np.finfo(np.float64).tiny)  # consumers count alike

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from condensec.passes.criteria import FloatArray, GroupView, criterion
+from condensec.passes.criteria.magnitude import magnitude
 from condensec.passes.sites import Site
 from condensec.passes.statistics import covariance, group_sites, moments, weights
 
@@ -51,6 +52,8 @@ class _Consumer(Protocol):
 def _emptied(view: GroupView, consumers: Sequence[_Consumer]) -> FloatArray:
     """Remove units, the cheapest first; the score is the position in that order."""
     size = view.group.size
+    if not consumers:  # all inside bodies of If, Loop or Scan
+        return magnitude(view)
     score = np.zeros(size)
     alive = np.ones(size, np.bool_)
     at_once = max(1, size // ROUNDS)
