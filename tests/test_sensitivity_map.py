@@ -207,10 +207,10 @@ def test_values_that_a_branch_captures_cross_too() -> None:
     analysis = analyze(ir.from_proto(model))
     line = Line(analysis)
     feeds = dict(samples_for(analysis, 4).inputs)
-    whole = Session(analysis.model).run(feeds)["y"]
+    whole = Session(analysis.runnable).run(feeds)["y"]
     for position in range(1, len(line.names)):
-        frontier = Frontier(line, analysis.model, [feeds], 1)
+        frontier = Frontier(line, analysis.runnable, [feeds], 1)
         frontier.advance(position)
-        rest = behind(analysis.model, line.names[:position], frontier.batches[0])
+        rest = behind(analysis.runnable, line.names[:position], frontier.batches[0])
         np.testing.assert_allclose(Session(rest).run(frontier.batches[0])["y"], whole, rtol=1e-5)
         frontier.close()
