@@ -102,3 +102,51 @@ def test_what_can_not_be_is_one_line(
     assert len(told.splitlines()) == 1
     assert (folder / "s.onnx").read_bytes() == before
     assert not (folder / "s.healed.onnx").exists()
+
+
+def test_settings_arrive_when_compressing_too(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    real = session.heal
+
+    def spy(*files: Any, **more: Any) -> Any:
+        seen.update(vars(files[4]), slices=more["slices"])
+        return real(*files, **more)
+
+    monkeypatch.setattr("condensec.stages.heal.heal", spy)
+    flags = [
+        "t.onnx",
+        "--data",
+        "d.npz",
+        "--jobs",
+        "1",
+        "-q",
+        "--json",
+        "--target",
+        "mobile-cpu",
+        "--align",
+        "1",
+    ]
+    flags += [
+        "--keep",
+        "0.5",
+        "--step",
+        "1",
+        "--max-drop",
+        "inf",
+        "--heal",
+        "epochs=1,lr=0.01,freeze=stem.conv",
+    ]
+    flags += ["--augment", "flip,mine:brighter", "--loss", "output=1,features=0.5"]
+    assert main(flags) == 0
+    assert seen["augment"] == "flip,mine:brighter"
+    assert seen["losses"] == {"output": 1.0, "features": 0.5}
+    assert (seen["lr"], seen["freeze"]) == (0.01, "stem.conv")
+    assert seen["slices"]
+    healing = json.loads(capsys.readouterr().out)["healing"]
+    assert healing["steps"] > 0
+    assert {"name": "stem.conv.weight", "reason": "frozen by the user"} in healing["frozen"]
+    written = (folder / "t.condensed" / "condensec.toml").read_text()
+    assert 'augment = "flip,mine:brighter"' in written
+    assert 'loss = "output=1,features=0.5"' in written

@@ -18,11 +18,12 @@ from .optimizer import Optimizer
 
 DEFAULT = 0.004  # where there is no time to try: slow, but nothing was seen that it throws off
 JUDGED = 8  # validation batches that a run is judged by
-# (steps of the whole run from which on, rates, steps of one run, share of the whole run). Below some sixteen
+# (steps of the whole run from which on, rates, steps of one run, share of the whole run). Below some dozen
 # steps a run in miniature says nothing: Adam's first steps are noise, and the smallest rate always wins.
 _PLANS = (
     (384, (0.002, 0.005, 0.0125, 0.032), 24, 0.1),
     (144, (0.002, 0.008, 0.032), 16, 0.0),
+    (72, (0.002, 0.008), 12, 0.0),
 )
 _MOST = 40  # steps of one run
 
@@ -40,6 +41,9 @@ class Trial:
     loss: float
 
 
+LATEST = 0.3  # share of the time left after which trying ends, come what may
+
+
 def plan(total: float) -> tuple[tuple[float, ...], int]:
     """(rates, steps of one run) for a run of `total` steps; no rates where it is too short for trials."""
     for least, rates, steps, share in _PLANS:
@@ -53,9 +57,12 @@ def run(
     next_batch: Callable[[], Feeds],
     steps: int,
     loss_of: Callable[[Feeds], float],
-) -> bool:
-    """A run in miniature; False if it diverged."""
+    is_late: Callable[[], bool],
+) -> bool | None:
+    """A run in miniature; False if it diverged, None if the time for it was up."""
     for i in range(steps):
+        if is_late():
+            return None
         loss, norm = loss_of(next_batch()), optimizer.gradient_norm()
         if not math.isfinite(loss) or not math.isfinite(norm):
             return False

@@ -73,7 +73,7 @@ class Run:
         self._told = 0.0
         self._losses = [0.0, 0.0]  # sum and number since the last round
         self._recent: deque[float] = deque(maxlen=20)
-        self._validated = 0.0
+        self._validated = self._longest = 0.0  # seconds of the last validation, and of the longest
         self._value = math.inf
 
     def _improved(self, model: bytes) -> bytes:
@@ -136,7 +136,7 @@ class Run:
 
     def _reserve(self) -> float:
         """Seconds the last validation will take."""
-        return 1.1 * self._validated
+        return 1.1 * self._longest
 
     def _is_over(self) -> bool:
         return self.progress() >= 1.0
@@ -163,9 +163,15 @@ class Run:
         """Try a few step sizes; the start is as it was afterwards."""
         begun = self._spent
         start = self._weights.buffer.copy()
+        latest = math.inf if self._seconds is None else begun + probe.LATEST * (self._seconds - begun)
         rates, steps = probe.plan(self._total_steps())
-        if rates:
-            trials = [self._tried(rate, steps, start) for rate in rates]
+        trials: list[probe.Trial] = []
+        for rate in rates:
+            trial = self._tried(rate, steps, start, latest)
+            if trial is None:
+                break
+            trials.append(trial)
+        if len(trials) > 1:
             self._lr = probe.choose(trials, self._loss_on_few(start))
             losses = [(t.lr, t.loss if math.isfinite(t.loss) else None) for t in trials]
             seconds = self._spent - begun
@@ -189,13 +195,18 @@ class Run:
         self._optimizer.decay = self._decay(total)
         return total
 
-    def _tried(self, rate: float, steps: int, start: np.ndarray) -> probe.Trial:
+    def _tried(self, rate: float, steps: int, start: np.ndarray, latest: float) -> probe.Trial | None:
+        """A run in miniature with one rate; None if it wasn't done by the latest second."""
         self._optimizer.restart(start)
         self._optimizer.settings = replace(self._settings, lr=rate, warmup=0.2)
         self._stream.seek(0, 0)
         with np.errstate(all="ignore"):
-            went_well = probe.run(self._optimizer, self._stream.next, steps, self._engine.step)
+            went_well = probe.run(
+                self._optimizer, self._stream.next, steps, self._engine.step, lambda: self._spent > latest
+            )
         self._channel.send("alive")
+        if went_well is None:
+            return None
         loss = self._loss_on_few(self._optimizer.average) if went_well else math.inf
         return probe.Trial(rate, loss if math.isfinite(loss) else math.inf)
 
@@ -279,6 +290,7 @@ class Run:
         self._save()
         stop = self._tell_round(self._round - 1)
         self._validated = time.monotonic() - begun
+        self._longest = max(self._longest, self._validated)
         return stop
 
     def _tell_round(self, number: int) -> bool:
@@ -358,6 +370,7 @@ class Run:
         self._stream.seek(meta["epoch"], meta["position"])
         self._round, self._retries, self._losses = meta["round"], meta["retries"], meta["losses"]
         self._earlier, self._validated = meta["spent"], meta["validated"]
+        self._longest = self._validated
         self._value = math.inf if meta["value"] is None else meta["value"]
         self._channel.send(
             "resumed", epoch=self._stream.epoch, step=self._optimizer.step_count, round=self._round
