@@ -65,7 +65,7 @@ def prepare(folder: Path, name: str, batch: int, threads: int) -> Path:
     with np.load(folder / f"{name}.npz") as data:
         x, y = data["x"], data["y"]
 
-    def choose(graph: Any) -> list[losses.Term]:
+    def choose(graph: Any, _: Any) -> list[losses.Term]:
         return losses.choose(graph, {"y": y[:64]}, None, {"mse": 1.0}, 1.0)
 
     training = prepare(onnx.load(folder / f"{name}.onnx"), {"x": x[: batch // threads]}, choose, None)

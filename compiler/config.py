@@ -89,7 +89,7 @@ class Config:
     loss: str | None = None
     patterns: tuple[str, ...] = DEFAULT_PATTERNS
     quantize: str = "none"
-    criterion: str = "magnitude"
+    criterion: str = "obs"
     freeze: str | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seed: int = 0

@@ -284,3 +284,16 @@ def test_criteria_that_look_at_data_say_that_there_is_none() -> None:
         with pytest.raises(ConfigError, match="activations"):
             scores(name, analysis)
     assert all(not criteria.needs(name) for name in BY_WEIGHTS)
+
+
+def test_obs_on_an_axis_too_wide_for_a_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every unit alone: mean square times the consumer's weights, without an inverse."""
+    analysis = with_dead_units()
+    evidence = evidence_of(analysis)
+    exact = scores("obs", analysis, evidence)
+    monkeypatch.setattr("condensec.passes.criteria.obs.WIDEST", 1)
+    alone = scores("obs", analysis, evidence)
+    (site,) = group_sites(evidence, analysis.groups[0])
+    price = moments(evidence)[site.key].square * (weights(evidence, site).astype(np.float64) ** 2).sum(axis=1)
+    assert list(np.argsort(alone)) == list(np.argsort(price))
+    assert list(np.argsort(alone)) != list(np.argsort(exact))

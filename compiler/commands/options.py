@@ -119,8 +119,8 @@ Criterion = Annotated[
     _text(
         "--criterion",
         "NAME",
-        "What makes a unit important: magnitude (the default), thinet, fisher, ... or auto, the best by"
-        " measurement.",
+        "What makes a unit important: obs (the default: what its consumers lose, re-fitted without it),"
+        " magnitude, fisher, ... or auto, the best by measurement.",
         HOW,
     ),
 ]

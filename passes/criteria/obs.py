@@ -15,6 +15,7 @@ from condensec.passes.statistics import covariance, group_sites, moments, weight
 
 ROUNDS = 64  # in which a group is emptied: as many units go at once as that takes
 RIDGE = 1e-3  # of the mean diagonal
+WIDEST = 4096  # indices of an axis; on wider ones the inverse takes longer than it is worth
 
 
 @criterion("obs", data=True)
@@ -25,9 +26,14 @@ def obs(view: GroupView) -> FloatArray:
     re-fitting the others costs ``tr(W_J^T [(C^-1)_JJ]^-1 W_J)`` (Hassibi & Stork 1993; Frantar & Alistarh
     2022, arXiv:2208.11580; for units Kurtic et al. 2023, arXiv:2302.04089). The cheapest units go, C^-1 and
     W follow, and so on. The score is when a unit goes. Closed-form healing makes the re-fit come true.
-    Kernel positions of a convolution share one covariance of channels.
+    Kernel positions of a convolution share one covariance of channels. On axes of more than `WIDEST` indices
+    every unit is priced alone.
     """
-    return _emptied(view, [_Refit(view, site) for site in group_sites(view.evidence, view.group)])
+    consumers = [
+        _Refit(view, site) if site.term.size <= WIDEST else _Alone(view, site)
+        for site in group_sites(view.evidence, view.group)
+    ]
+    return _emptied(view, consumers)
 
 
 @criterion("thinet", data=True)
@@ -107,6 +113,21 @@ class _Refit:
         self._inverse[j, j] = 1.0
         for unit in gone:
             self._units[unit] = self._units[unit][:0] if not self._single else self._units[unit]
+
+
+class _Alone:
+    """One consumer, too wide for a covariance: the mean square of each input times its weights'."""
+
+    def __init__(self, view: GroupView, site: Site) -> None:
+        w = weights(view.evidence, site).astype(np.float64)
+        cost = moments(view.evidence)[site.key].square * np.einsum("ij,ij->i", w, w)
+        self._prices = view.gather(cost, view.units(site.term)) / max(float(cost.sum()), 1e-30)
+
+    def prices(self) -> FloatArray:
+        return self._prices
+
+    def remove(self, gone: npt.NDArray[np.int64], alive: npt.NDArray[np.bool_]) -> None:
+        """The others cost what they did."""
 
 
 class _AsIs:
