@@ -23,6 +23,7 @@ LABELS = {
     "repair": "repairing (closed form)",
     "heal": "healing",
     "judge": "judging",
+    "watch": "looking for dead layers",
     "verify": "proving the cut",
     "emit": "writing and timing the graphs",
     "report": "writing the report",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from condensec.collapse import Collapse
 from condensec.errors import HealError
 from condensec.passes.prune import Cut, carried, prune, with_weights
 from condensec.passes.select import Choice, Goal, Widths, choose
 from condensec.passes.sensitivity import Sensitivity
 from condensec.report.model import Cycle
+from condensec.stages import collapse
 from condensec.stages.finish import Emitted
 from condensec.stages.goals import Budgets
 from condensec.stages.heal import Healed, Healer
@@ -85,8 +87,16 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
     cut, weights = steps.run("prune", _cut, job, units, progress.best)
     left = _cycles_left(means, choice, progress)
     healed, pruned = _heal(job, means.healer, steps, cut, weights, progress, cycles_left=left)
-    safe = job.keeps_guard(healed.metric)
-    later = not safe and left > 1 and not progress.strict and means.healer.can_wait(progress, healed.metric)
+    fallen = steps.run("watch", collapse.collapsed, job, with_weights(cut.model, healed.weights), units)
+    forbidden = collapse.forbids(job, fallen)
+    safe = job.keeps_guard(healed.metric) and not forbidden
+    later = (
+        not safe
+        and not forbidden
+        and left > 1
+        and not progress.strict
+        and means.healer.can_wait(progress, healed.metric)
+    )
     cycle = Cycle(
         n=len(progress.cycles) + 1,
         macs=macs_share(job, choice.counts),
@@ -96,7 +106,7 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
         seconds=round(time.monotonic() - start, 3),
         latency=means.budgets.latency_share(choice, progress.correction),
         healed_how=healed.how,
-        note=healed.note if safe else _note(job, healed, later=later),
+        note=_noted(job, healed, fallen, safe=safe, later=later),
     )
     spent = progress.heal_seconds + healed.gradient_seconds
     progress = replace(progress, cycles=(*progress.cycles, cycle), heal_seconds=spent)
@@ -143,7 +153,13 @@ def _cut(job: Job, units: Mapping[str, list[int]], best: Candidate) -> tuple[Cut
     return cut, carried(best.weights, before, cut.plan)
 
 
-def _note(job: Job, healed: Healed, *, later: bool) -> str:
+def _noted(job: Job, healed: Healed, fallen: Sequence[Collapse], *, safe: bool, later: bool) -> str:
+    """What a reader should know of a cycle."""
+    what = collapse.note(fallen)
+    if safe:
+        return "; ".join(filter(None, (healed.note, what)))
+    if what:
+        return f"rolled back: {what}"
     lost = f"{job.points_lost(healed.metric):.2f} points lost, {job.config.max_drop:g} allowed"
     return f"{lost}; healing is to come" if later else f"rolled back: {lost}"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from condensec.passes.sensitivity import affordable
 from condensec.probe import runnable_shapes
 from condensec.runner import Session
 
+T = TypeVar("T")
 Outputs = Mapping[str, npt.NDArray[Any]]
 SYNTHETIC_SAMPLES = 96
 GUARD_SECONDS = 20.0  # the guard is judged several times a run: fewer samples where the model is large
@@ -81,6 +82,7 @@ class Job:
     baseline: float
     reference: Outputs
     _outputs: dict[int, Outputs] = field(default_factory=dict, repr=False)
+    _found: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def original_outputs(self, samples: Samples) -> Outputs:
         """The original's outputs on some samples; computed once for each split."""
@@ -88,6 +90,13 @@ class Job:
             session = Session(self.loaded.path, threads=self.config.jobs)
             self._outputs[id(samples)] = session.run_samples(samples)
         return self._outputs[id(samples)]
+
+    def once(self, key: str, find: Callable[[], T]) -> T:
+        """What ``find`` gives, computed at the first call for a key."""
+        if key not in self._found:
+            self._found[key] = find()
+        found: T = self._found[key]
+        return found
 
     @property
     def sha256(self) -> str:
