@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,7 @@ def _slice_weights(analysis: Analysis, kept: Kept, model: ir.Model) -> dict[str,
         assert value.const_value is not None
         value.const_value = _sliced(value.const_value, found)
         value.shape = ir.Shape(value.const_value.shape.numpy())
-        slices[name] = {axis: tuple(int(i) for i in indices) for axis, indices in found.items()}
+        slices[name] = {axis: tuple(indices.tolist()) for axis, indices in found.items()}
     return slices
 
 
@@ -167,7 +168,9 @@ def _sliced(tensor: ir.TensorProtocol, indices: Mapping[int, npt.NDArray[np.int6
     """Indices of some axes of a tensor. Large weights, and those in files, are read when written out."""
     if isinstance(tensor, FileTensor):
         return sliced(tensor, dict(indices))
-    sizes = [len(indices.get(axis, range(int(size)))) for axis, size in enumerate(tensor.shape.numpy())]
+    shape = tensor.shape.numpy()
+    sizes = [len(indices[axis]) if axis in indices else int(size) for axis, size in enumerate(shape)]
+    size = prod(shape) * tensor.dtype.itemsize  # nbytes, without asking for the shape twice again
 
     def cut() -> ir.TensorProtocol:
         source = reopened(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor
@@ -178,7 +181,7 @@ def _sliced(tensor: ir.TensorProtocol, indices: Mapping[int, npt.NDArray[np.int6
             source.release()
         return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=tensor.name)
 
-    if tensor.nbytes > LAZY_BYTES or (isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > SMALL_BYTES):
+    if size > LAZY_BYTES or (isinstance(tensor, ir.ExternalTensor) and size > SMALL_BYTES):
         return ir.LazyTensor(cut, dtype=tensor.dtype, shape=ir.Shape(sizes), name=tensor.name)
     return cut()
 

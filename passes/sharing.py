@@ -69,7 +69,9 @@ def part(graph: ir.Graph, splits: dict[str, Split]) -> list[Family]:
     """
     families = []
     for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
+        tensor, places = value.const_value, value.uses()
+        if len(places) < 2 and not any(use.node.op_type in VIEWS for use in places):
+            continue
         if tensor is None or tensor.size < 2 or tensor.dtype in NO_WEIGHTS or value.is_graph_output():
             continue
         found = _users(graph, value)

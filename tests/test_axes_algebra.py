@@ -230,3 +230,48 @@ def test_an_attempt_to_tie_an_axis_to_a_rearrangement_of_itself_is_taken_back() 
     assert not axes.attempt([(axes.sum([left, right]), axes.product([axes.atom(2), left]))])
     assert left.frozen is None
     assert right.frozen is None
+
+
+def _random_term(axes: Axes, rng: np.random.Generator, size: int, known: list[Atom]) -> Term:
+    """A term of a size: an atom (of those there are, at times), a sum or a product."""
+    same = [a for a in known if a.size == size]
+    way = rng.integers(4)
+    if way == 0 and same:
+        return same[int(rng.integers(len(same)))]
+    if way == 1 and size > 1:
+        first = int(rng.integers(1, size))
+        return axes.sum([_random_term(axes, rng, first, known), _random_term(axes, rng, size - first, known)])
+    divisors = [d for d in range(2, size) if size % d == 0]
+    if way == 2 and divisors:
+        outer = divisors[int(rng.integers(len(divisors)))]
+        return axes.product([_random_term(axes, rng, n, known) for n in (outer, size // outer)])
+    known.append(axes.atom(size))
+    if rng.random() < 0.2:
+        axes.freeze(known[-1], "an output")
+    return known[-1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 10**6))
+def test_an_attempt_freezes_nothing_that_is_free_or_leaves_everything_as_it_was(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    axes, known = Axes(), list[Atom]()
+    terms = [_random_term(axes, rng, int(rng.choice([4, 6, 12])), known) for _ in range(6)]
+    for a, b in ((0, 1), (2, 3)):
+        if terms[a].size == terms[b].size:
+            axes.unify(terms[a], terms[b])
+
+    def state() -> list[object]:
+        now = [(a.id, a.size, a.frozen, a.exact, a.least, a.origins) for t in terms for a in axes.atoms(t)]
+        return [now, [axes.resolve(t) for t in terms]]
+
+    pairs = [(x, y) for x in terms[:4] for y in terms[4:] if x.size == y.size]
+    free = [a for t in terms for a in axes.atoms(t) if a.frozen is None]
+    before = state()
+    if axes.attempt(pairs):
+        assert all(inner.frozen is None for atom in free for inner in axes.atoms(atom) if inner.size > 1)
+        for x, y in pairs:
+            kept = random_kept(axes, [x, y], seed)
+            assert np.array_equal(axes.alive(x, kept), axes.alive(y, kept))
+    else:
+        assert state() == before

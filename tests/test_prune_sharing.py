@@ -11,6 +11,7 @@ from cutting import Trial, feeds_of, tiny, trial
 from onnx import TensorProto, helper
 
 from condensec import io, verify
+from condensec.axes import Axes, Term
 from condensec.passes.groups import analyze
 from condensec.passes.prune import carried, prune, set_weight
 
@@ -117,6 +118,23 @@ def test_shared_texts_are_no_weights() -> None:
     cut = prune(analyze(ir.from_proto(model)), {"g0": [0, 2, 3]})
     assert [w.name for w in ir.to_proto(cut.model).graph.initializer] == ["w1", "w2", "words"]
     assert not cut.plan.splits
+
+
+def test_apart_it_leaves_fewer_macs_than_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: tied whatever it costs, the graph's output freezes all of the weight's axes."""
+
+    def left() -> float:
+        found = both_ends(W=(4, 8)).analysis
+        return found.macs({a.id: a.size // 2 for g in found.groups for a in g.atoms}) / found.macs()
+
+    def always(self: Axes, pairs: list[tuple[Term, Term]]) -> bool:
+        for a, b in pairs:
+            self.unify(a, b)
+        return True
+
+    apart = left()
+    monkeypatch.setattr(Axes, "attempt", always)
+    assert (apart, left()) == (pytest.approx(5 / 12), 1.0)
 
 
 # -- together -------------------------------------------------------------------------------------------
