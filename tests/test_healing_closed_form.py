@@ -209,6 +209,43 @@ def test_shared_weights_are_left_and_named() -> None:
     assert [layer.weight for layer in result.layers] == ["v"]
 
 
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("shape", [(4,), (1, 4)], ids=str)
+def test_a_bias_that_stays_is_reckoned_with(norm: bool, shape: tuple[int, ...]) -> None:
+    """Two layers read one bias: it stays, and the weights are solved for what comes before it is added."""
+    if norm and len(shape) == 2:
+        pytest.skip("a convolution's bias is a vector")
+    rng = np.random.default_rng(0)
+    keep = tuple(range(C))
+    weights = {"w1": np.tile(rng.standard_normal((5, C)), (1, 2)), "bias": 3 + rng.standard_normal(shape)}
+    weights |= {"w2": rng.standard_normal((2 * C, 4)), "w3": rng.standard_normal((2 * C, 4))}
+    nodes = [helper.make_node("MatMul", ["x", "w1"], ["h"]), helper.make_node("Relu", ["h"], ["r"])]
+    slices: Slices = {"w1": {1: keep}, "w2": {0: keep}, "w3": {0: keep}}
+    if norm:
+        weights |= {name: rng.uniform(0.5, 2, 4) for name in "stmv"}
+        for name in ("w2", "w3"):
+            weights[name] = weights[name].T[:, :, None]
+            slices[name] = {1: keep}
+        nodes += [
+            helper.make_node("Reshape", ["r", "wide"], ["u"]),
+            helper.make_node("Conv", ["u", "w2", "bias"], ["c"]),
+            helper.make_node("BatchNormalization", ["c", "s", "t", "m", "v"], ["a"]),
+            helper.make_node("Conv", ["u", "w3", "bias"], ["b"]),
+        ]
+    else:
+        nodes += [helper.make_node("Gemm", ["r", w, "bias"], [y]) for w, y in (("w2", "a"), ("w3", "b"))]
+    nodes.append(helper.make_node("Sub", ["a", "b"], ["y"]))
+    teacher = _graph(nodes, weights, ["N", 5])
+    if norm:
+        teacher.graph.initializer.append(numpy_helper.from_array(np.asarray([0, -1, 1], np.int64), "wide"))
+    samples = Samples({"x": rng.standard_normal((400, 5)).astype(np.float32)})
+    student = _cut(teacher, slices)
+    result = _repair(teacher, student, samples, slices)
+    assert "bias" not in result.weights
+    assert {"w2", "w3"} <= set(result.weights)
+    assert _error(teacher, with_weights(student, result.weights), samples) < 1e-4
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.permutations(range(3)), st.integers(0, 2), st.booleans())
 def test_a_view_writes_what_it_reads(order: list[int], gap: int, integers: bool) -> None:

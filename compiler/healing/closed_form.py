@@ -153,6 +153,11 @@ class _Run:
         features = rows.shape_of(layer, weight).features
         if features > _MOST_FEATURES:
             return f"{features} inputs, more than {_MOST_FEATURES}"
+        width = self._width(layer)
+        name = "" if layer.node.op == "MatMul" else layer.node.input(2)
+        fixed = self._student.weights.get(name)
+        if name and (fixed is None or fixed.size not in (1, width)):
+            return "its bias is computed, or another one for each sample"
         made = {name for node in self._teacher.nodes for name in node.output}
         return "" if layer.target in made else "the original has no value of its output's name"
 
@@ -160,12 +165,26 @@ class _Run:
         """A layer's weight as its node gets it."""
         return layer.view.read(self._student.weights[layer.weight])
 
+    def _width(self, layer: Layer) -> int:
+        """Output channels."""
+        shape = rows.shape_of(layer, self._used(layer))
+        return shape.groups * shape.outputs
+
+    def _bias(self, layer: Layer) -> np.ndarray:
+        """What is added as it is: its own bias, or one that other nodes read too and that stays."""
+        name = layer.bias or ("" if layer.node.op == "MatMul" else layer.node.input(2))
+        value = self._student.weights[name] if name else np.zeros(1, np.float32)
+        return np.array(np.broadcast_to(value.reshape(-1), (self._width(layer),)), np.float32)
+
     def _repair(self, layer: Layer, number: int) -> None:
         problem = self._problem(layer, number)
         student = self._student.weights
         old = self._used(layer)
         matrix = rows.as_matrix(layer, old)
-        bias = student[layer.bias] if layer.bias else np.zeros(matrix.shape[0] * matrix.shape[2], np.float32)
+        bias = self._bias(layer)
+        if problem.y.shape[1] != len(bias):
+            self.skipped.append((layer.weight, "which of the original's channels it has isn't known"))
+            return
         free = bool(layer.bias or layer.norm)
         fits = _solve(problem, matrix, bias, free)
         new = layer.view.write(rows.from_matrix(layer, np.stack([f.weight for f in fits]), old))
@@ -184,7 +203,7 @@ class _Run:
             self._set(layer.bias, new_bias)
         elif layer.norm:  # a constant added before the normalization is a constant off its mean
             mean = layer.norm.names[2]
-            self._set(mean, (student[mean] - new_bias).astype(np.float32))
+            self._set(mean, (student[mean] - (new_bias - bias)).astype(np.float32))
 
     def _set(self, name: str, value: np.ndarray) -> None:
         self._student.weights[name] = value
