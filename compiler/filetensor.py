@@ -87,3 +87,31 @@ def _runs(wanted: npt.NDArray[np.int64], tensor: FileTensor) -> Iterator[tuple[i
         last = int(np.searchsorted(wanted, wanted[first] + most, side="left"))
         yield first, last
         first = last
+
+
+def reopened(tensor: ir.ExternalTensor, name: str | None = None) -> ir.ExternalTensor:
+    """An external tensor with a mapping of its own, so that closing it lets go of the memory."""
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name or "" if name is None else name,
+        base_dir=tensor.base_dir,
+    )
+
+
+def external(tensor: ir.ExternalTensor) -> FileTensor | None:
+    """An external tensor, mapped a few rows at a time; None where an element is less than a byte."""
+    if tensor.dtype.bitwidth % 8 or not len(tensor.shape):
+        return None
+
+    def rows(start: int, stop: int) -> Array:
+        source = reopened(tensor)
+        try:
+            return source.numpy()[start:stop].copy()
+        finally:
+            source.release()  # closes the mapping, and lets go of its memory
+
+    return FileTensor(rows, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)

@@ -68,8 +68,10 @@ def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
 def _write_bytes(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
     import onnx_ir as ir
 
-    from condensec.filetensor import FileTensor
+    from condensec.filetensor import FileTensor, external
 
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor = external(tensor) or tensor
     if isinstance(tensor, FileTensor):
         tensor.tofile(file)
         return
@@ -79,8 +81,6 @@ def _write_bytes(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
             f"weight '{tensor.name}' has {len(content)} bytes, not {tensor.nbytes}", node=tensor.name
         )
     file.write(content)
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()  # lets go of the mapped pages; it opens again when somebody asks
 
 
 def tag(field: int, length: int) -> bytes:

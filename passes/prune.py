@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.errors import PostconditionError, PreconditionError
-from condensec.filetensor import FileTensor, sliced
+from condensec.filetensor import FileTensor, external, sliced
 from condensec.passes.bodies import close_bodies
 from condensec.passes.collector import paused
 from condensec.passes.context import AttributeRewrite, Kept
@@ -25,7 +25,6 @@ from condensec.passes.layers import take_out
 from condensec.passes.planning import describe
 from condensec.passes.resize import Resizer
 from condensec.passes.sharing import VIEWS
-from condensec.passes.tensors import reopened
 from condensec.plan import Plan, RemovedLayer, Split
 
 Array = npt.NDArray[Any]
@@ -166,22 +165,21 @@ def _slice_weights(analysis: Analysis, kept: Kept, model: ir.Model) -> dict[str,
 
 def _sliced(tensor: ir.TensorProtocol, indices: Mapping[int, npt.NDArray[np.int64]]) -> ir.TensorProtocol:
     """Indices of some axes of a tensor. Large weights, and those in files, are read when written out."""
+    shape = tensor.shape.numpy()
+    size = prod(shape) * tensor.dtype.itemsize  # nbytes, without asking for the shape twice again
+    if isinstance(tensor, ir.ExternalTensor) and size > SMALL_BYTES:
+        tensor = external(tensor) or tensor
     if isinstance(tensor, FileTensor):
         return sliced(tensor, dict(indices))
-    shape = tensor.shape.numpy()
-    sizes = [len(indices[axis]) if axis in indices else int(size) for axis, size in enumerate(shape)]
-    size = prod(shape) * tensor.dtype.itemsize  # nbytes, without asking for the shape twice again
 
     def cut() -> ir.TensorProtocol:
-        source = reopened(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor
-        array = source.numpy()
+        array = tensor.numpy()
         for axis, wanted in indices.items():
             array = np.take(array, wanted, axis=axis)
-        if isinstance(source, ir.ExternalTensor):
-            source.release()
         return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=tensor.name)
 
-    if size > LAZY_BYTES or (isinstance(tensor, ir.ExternalTensor) and size > SMALL_BYTES):
+    if size > LAZY_BYTES:
+        sizes = [len(indices[axis]) if axis in indices else int(n) for axis, n in enumerate(shape)]
         return ir.LazyTensor(cut, dtype=tensor.dtype, shape=ir.Shape(sizes), name=tensor.name)
     return cut()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from condensec.filetensor import FileTensor
+from condensec.filetensor import FileTensor, reopened
 
 
 def borrowed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
@@ -15,16 +15,3 @@ def borrowed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
         return tensor.named(name)
     shape = ir.Shape(tensor.shape.numpy())
     return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=name)
-
-
-def reopened(tensor: ir.ExternalTensor, name: str | None = None) -> ir.ExternalTensor:
-    """An external tensor with a mapping of its own, so that closing it lets go of the memory."""
-    return ir.ExternalTensor(
-        tensor.location,
-        tensor.offset,
-        tensor.length,
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape),
-        name=tensor.name or "" if name is None else name,
-        base_dir=tensor.base_dir,
-    )
