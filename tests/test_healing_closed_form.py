@@ -193,20 +193,55 @@ def test_weights_behind_other_operators(kind: str) -> None:
     assert after < (0.5 * before if kind == "integers" else 1e-4)
 
 
-def test_shared_weights_are_left_and_named() -> None:
-    """One weight in two places has no single right answer that solving one of them would find."""
+def _sharing(*, behind: bool) -> tuple[onnx.ModelProto, Slices, Samples]:
+    """Twins whose second weight is read by two branches with biases of their own, or once behind itself."""
     rng = np.random.default_rng(0)
-    weights = {"w": rng.standard_normal((5, 5)), "v": rng.standard_normal((5, 2))}
+    keep = tuple(range(C))
+    weights = {"w1": np.tile(rng.standard_normal((5, C)), (1, 2)), "b1": np.tile(rng.standard_normal(C), 2)}
+    weights |= {
+        "w2": rng.standard_normal((4, 2 * C)),
+        "a2": rng.standard_normal(4),
+        "b2": rng.standard_normal(4),
+    }
     nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["h"]),
-        helper.make_node("MatMul", ["h", "w"], ["g"]),
-        helper.make_node("MatMul", ["g", "v"], ["y"]),
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "a2"], ["a"], transB=1),
     ]
-    model = _graph(nodes, weights, ["N", 5])
-    samples = Samples({"x": rng.standard_normal((60, 5)).astype(np.float32)})
-    result = _repair(model, model, samples, {})
-    assert result.skipped == (("w", "read by 2 nodes"),)
-    assert [layer.weight for layer in result.layers] == ["v"]
+    if behind:
+        weights["up"] = rng.standard_normal((4, 2 * C))
+        nodes.append(helper.make_node("MatMul", ["a", "up"], ["q"]))
+    else:
+        weights["w0"] = np.tile(rng.standard_normal((5, C)), (1, 2))
+        nodes += [helper.make_node("MatMul", ["x", "w0"], ["p"]), helper.make_node("Tanh", ["p"], ["q"])]
+    nodes += [
+        helper.make_node("Gemm", ["q", "w2", "b2"], ["b"], transB=1),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Add", ["a", "c"], ["y"]),
+    ]
+    slices: Slices = {"w1": {1: keep}, "b1": {0: keep}, "w2": {1: keep}, "w0": {1: keep}, "up": {1: keep}}
+    x = rng.standard_normal((500, 5)).astype(np.float32)
+    return _graph(nodes, weights, ["N", 5]), slices, Samples({"x": x})
+
+
+def test_a_shared_weight_is_solved_for_all_its_readers() -> None:
+    teacher, slices, samples = _sharing(behind=False)
+    student = _cut(teacher, slices)
+    result = _repair(teacher, student, samples, slices)
+    assert [layer.weight for layer in result.layers].count("w2") == 1
+    assert {"w2"} <= set(result.weights)
+    assert not {"a2", "b2"} & set(result.weights)
+    fresh = Samples({"x": samples.inputs["x"][::-1] * 0.9})
+    assert _error(teacher, student, fresh) > 0.05
+    assert _error(teacher, with_weights(student, result.weights), fresh) < 1e-4
+
+
+def test_a_shared_weight_behind_itself_is_left_and_named() -> None:
+    """What its second reader gets depends on it: there is no system to solve at once."""
+    teacher, slices, samples = _sharing(behind=True)
+    result = _repair(teacher, _cut(teacher, slices), samples, slices)
+    assert "w2" not in result.weights
+    assert [name for name, reason in result.skipped if "behind another" in reason] == ["w2"]
 
 
 @pytest.mark.parametrize("norm", [False, True])

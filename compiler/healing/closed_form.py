@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -138,13 +138,16 @@ class _Run:
         self._student.close()
 
     def go(self) -> None:
-        """All layers in graph order."""
-        for number, layer in enumerate(self._layers):
-            reason = self._unfit(layer)
+        """All layers in graph order; those that share a weight together, once the last of them can be."""
+        uses: dict[str, list[Layer]] = {}
+        for layer in self._layers:
+            uses.setdefault(layer.weight, []).append(layer)
+        for number, (weight, layers, entangled) in enumerate(_ordered(uses, self._student)):
+            reason = entangled or next(filter(None, map(self._unfit, layers)), "")
             if reason:
-                self.skipped.append((layer.weight, reason))
-                continue
-            self._repair(layer, number)
+                self.skipped.append((weight, reason))
+            else:
+                self._repair(layers, number)
 
     def _unfit(self, layer: Layer) -> str:
         if self.freeze and any(map(self.freeze.search, (layer.weight, layer.node.proto.name))):
@@ -176,16 +179,22 @@ class _Run:
         value = self._student.weights[name] if name else np.zeros(1, np.float32)
         return np.array(np.broadcast_to(value.reshape(-1), (self._width(layer),)), np.float32)
 
-    def _repair(self, layer: Layer, number: int) -> None:
-        problem = self._problem(layer, number)
+    def _repair(self, layers: list[Layer], number: int) -> None:
+        layer, shared = layers[0], len(layers) > 1
+        problems = [self._problem(one, number, 1 / len(layers)) for one in layers]
         student = self._student.weights
         old = self._used(layer)
         matrix = rows.as_matrix(layer, old)
         bias = self._bias(layer)
-        if problem.y.shape[1] != len(bias):
+        if any(problem.y.shape[1] != len(bias) for problem in problems):
             self.skipped.append((layer.weight, "which of the original's channels it has isn't known"))
             return
-        free = bool(layer.bias or layer.norm)
+        if shared:  # each has a bias of its own, or none: they stay
+            problem = _together(problems, [self._bias(one) for one in layers])
+            bias = np.zeros_like(bias)
+        else:
+            problem = problems[0]
+        free = bool(layer.bias or layer.norm) and not shared
         fits = _solve(problem, matrix, bias, free)
         new = layer.view.write(rows.from_matrix(layer, np.stack([f.weight for f in fits]), old))
         if new.dtype != np.float32:  # rounded to what the file stores: judged as it will be
@@ -199,9 +208,9 @@ class _Run:
             return
         new_bias = np.concatenate([f.bias for f in fits])
         self._set(layer.weight, new)
-        if layer.bias:
+        if layer.bias and free:
             self._set(layer.bias, new_bias)
-        elif layer.norm:  # a constant added before the normalization is a constant off its mean
+        elif layer.norm and free:  # a constant added before the normalization is a constant off its mean
             mean = layer.norm.names[2]
             self._set(mean, (student[mean] - (new_bias - bias)).astype(np.float32))
 
@@ -209,13 +218,19 @@ class _Run:
         self._student.weights[name] = value
         self.changed[name] = value
 
-    def _problem(self, layer: Layer, number: int) -> solve.Problem:
-        """The layer's rows: the student's input beside the teacher's output, both at chosen positions."""
+    def _problem(self, layer: Layer, number: int, share: float) -> solve.Problem:
+        """The layer's rows: the student's input beside the teacher's output, both at chosen positions.
+
+        Args:
+            layer: one layer.
+            number: its place, for the choice.
+            share: of the usual number of rows.
+        """
         mine = self._student.get([layer.x, *([layer.other] if layer.other else [])])
         theirs = self._teacher.get([layer.target])[layer.target]
         weight = self._used(layer)
         shape = rows.shape_of(layer, weight)
-        chosen = rows.picks(layer, theirs, rows.wanted_rows(shape), self._seed + number)
+        chosen = rows.picks(layer, theirs, int(share * rows.wanted_rows(shape)), self._seed + number)
         kernel = tuple(weight.shape[2:])
         kept = slice(None) if layer.kept is None else list(layer.kept)
         xs, ys, offsets, held = [], [], [], []
@@ -252,6 +267,52 @@ class _Run:
         shift = (bias + (0.0 if offset is None else offset)) / factor - mean
         moved = np.ascontiguousarray(np.broadcast_to(shift, own.shape), np.float32)
         return solve.Problem(x, own, held, layer.rectified and bool((factor > 0).all()), moved)
+
+
+def _ordered(uses: Mapping[str, list[Layer]], student: Stepper) -> Iterator[tuple[str, list[Layer], str]]:
+    """(weight, its layers, why they can't be solved for together) so that each comes behind what it reads.
+
+    Without shared weights that is the graph's order.
+    """
+    if all(len(layers) == 1 for layers in uses.values()):
+        yield from ((weight, layers, "") for weight, layers in uses.items())
+        return
+    owner = {layer.index: weight for weight, layers in uses.items() for layer in layers}
+    needs = {
+        weight: {
+            owner[i]
+            for layer in layers
+            for value in (layer.x, layer.other)
+            for i in student.ancestors(value)
+            if i in owner
+        }
+        for weight, layers in uses.items()
+    }
+    waiting = list(uses)
+    while waiting:
+        ready = (w for w in waiting if not needs[w].intersection(waiting))
+        weight = next(ready, "")
+        stuck = not weight  # a shared weight behind itself, or two behind each other
+        if stuck:
+            weight = next(w for w in waiting if len(uses[w]) > 1)
+        waiting.remove(weight)
+        reason = f"read by {len(uses[weight])} nodes, one behind another" if stuck else ""
+        yield weight, uses[weight], reason
+
+
+def _together(problems: list[solve.Problem], biases: list[np.ndarray]) -> solve.Problem:
+    """One problem of several that have the weight in common; what each of them adds to it is given."""
+    offsets = [
+        bias + (np.zeros_like(p.y) if p.offset is None else p.offset)
+        for p, bias in zip(problems, biases, strict=True)
+    ]
+    return solve.Problem(
+        np.concatenate([p.x for p in problems]),
+        np.concatenate([p.y - bias for p, bias in zip(problems, biases, strict=True)]),
+        np.concatenate([p.held for p in problems]),
+        all(p.rectified for p in problems),
+        np.concatenate(offsets).astype(np.float32),
+    )
 
 
 def _judged(problem: solve.Problem, matrix: np.ndarray, fits: list[solve.Fit]) -> list[solve.Fit]:

@@ -104,15 +104,24 @@ class _Finder:
             return None
         name = node.inputs[1]
         view = follow(name, self._producers, self._student.weights, self._is_alone)
+        if view is None and name in self._student.weights:
+            view = View(name) if self._is_shared(name) else None
+            if view is None:
+                self.skipped.append((name, f"read by {len(self._readers[name])} nodes of several kinds"))
         if view is None:
-            if name in self._student.weights:
-                self.skipped.append((name, f"read by {len(self._readers[name])} nodes"))
             return None
         value = view.read(self._student.weights[view.name])
         reason = _unfit(node, value)
         if reason:
             self.skipped.append((view.name, reason))
         return None if reason else view
+
+    def _is_shared(self, name: str) -> bool:
+        """Several nodes of one kind have it as their weight, and nothing else reads it."""
+        nodes = [Node(self._student.nodes[i]) for i in self._readers[name]]
+        kinds = {(n.op, n.attribute("transB", 0), n.attribute("group", 1)) for n in nodes}
+        alike = all(n.inputs[1] == name and n.inputs.count(name) == 1 for n in nodes if len(n.inputs) > 1)
+        return len(kinds) == 1 and alike and nodes[0].op in _OUT_AXES and name not in self._outputs
 
     def _is_alone(self, name: str) -> bool:
         return len(self._readers.get(name, [])) == 1 and name not in self._outputs
