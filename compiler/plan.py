@@ -60,7 +60,7 @@ class FrozenAxis:
 
 @dataclass(frozen=True)
 class Restriction:
-    """A reduction (norm, softmax, mean) over a cut axis: it sees only the kept indices.
+    """A reduction (norm, softmax, mean, choice of the best) over a cut axis: it sees only the kept indices.
 
     Attributes:
         output: name of the reducing node's first output.
