@@ -3,9 +3,10 @@
     python benchmarks/random_graphs.py [--count 2000] [--seed 0]
 
 A graph grows from its seed: branches, residuals, concatenations, splits, reshapes, shuffles, shared
-weights, grouped convolutions, gates, norms, attention (tests/random_models.py). Every group keeps a random
-share of its units. In the table: graphs, how many lost units, the largest error of all proofs (relative to
-the largest output), and what failed. A failure names its seed; `--count 1 --seed N` repeats it.
+weights, grouped convolutions, gates, norms, attention, bodies of If, Loop and Scan (tests/random_models.py).
+Every group keeps a random share of its units. In the table: graphs, how many lost units, the largest error of
+all proofs (relative to the largest output), and what failed. A failure names its seed; `--count 1 --seed N`
+repeats it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.axes import Atom, Axes, Term
-from condensec.passes.bodies import close_bodies
+from condensec.passes.closing import close_bodies
 from condensec.passes.collector import paused
 from condensec.passes.context import Context, Kept
 from condensec.passes.layers import Layer, find_layers

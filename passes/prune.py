@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from condensec.errors import PostconditionError, PreconditionError
 from condensec.filetensor import FileTensor, external, sliced
-from condensec.passes.bodies import close_bodies
+from condensec.passes.closing import close_bodies
 from condensec.passes.collector import paused
 from condensec.passes.context import AttributeRewrite, Kept
 from condensec.passes.groups import Analysis

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from condensec.data import Samples
-from condensec.passes.bodies import close_bodies
+from condensec.passes.closing import close_bodies
 from condensec.passes.groups import Analysis, Group
 from condensec.passes.layers import Layer, take_out
 from condensec.passes.segments import Batch, Frontier, Line, Segment, behind

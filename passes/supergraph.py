@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.axes import Term
-from condensec.passes.bodies import close_bodies
+from condensec.passes.closing import close_bodies
 from condensec.passes.context import Kept
 from condensec.passes.groups import Analysis
 from condensec.passes.sites import sites

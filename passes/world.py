@@ -17,7 +17,8 @@ import onnx_ir as ir
 from condensec.errors import ModelError
 from condensec.passes import openings, standins
 from condensec.passes.arithmetic import FOLDABLE, SMALL, evaluate_node, is_known
-from condensec.passes.bodies import close_bodies, enters, home, is_open
+from condensec.passes.bodies import enters, home, is_open
+from condensec.passes.closing import close_bodies
 from condensec.passes.probe import probe_shapes, run_for_shapes
 
 BATCH = 2  # a sample batch of two keeps a reshape of batch*heads apart from one of heads

@@ -1,7 +1,8 @@
 """Random graphs with everything that makes grouping hard, from one seed.
 
 Feature maps [N, C, H, W] and tokens [N, S, C] flow through randomly chosen blocks: branches, residuals,
-concatenations, splits, reshapes, shuffles, shared weights, grouped convolutions, gates, norms, attention.
+concatenations, splits, reshapes, shuffles, shared weights, grouped convolutions, gates, norms, attention,
+and bodies of If, Loop and Scan (`random_bodies`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import random_bodies
 from graph_builder import IR_VERSION, OPSET, Builder
 from onnx import TensorProto, helper
 
@@ -43,6 +45,7 @@ class RandomModel:
         self.maps: list[Map] = []
         self.tokens: list[Tokens] = []
         self.shared: dict[tuple[int, ...], str] = {}
+        self.inner: list[onnx.TensorProto] = []  # weights of the body that was built last
 
     # -- small helpers ----------------------------------------------------------------------------
 
@@ -307,9 +310,12 @@ class RandomModel:
             self.conv, self.conv, self.grouped, self.norm, self.activation, self.activation, self.residual,
             self.residual, self.concat, self.split, self.shuffle, self.permute, self.pad, self.gate,
             self.layer_norm_2d, self.group_norm, self.channel_softmax, self.spatial_attention, self.pixels,
-            self.transposed, self.instance_norm,
+            self.transposed, self.instance_norm, lambda m: random_bodies.branches(self, m),
         ]  # fmt: skip
-        on_tokens: list[Callable[[Tokens], Tokens]] = [self.token_norm, self.mlp, self.attention]
+        on_tokens: list[Callable[[Tokens], Tokens]] = [
+            self.token_norm, self.mlp, self.attention, self.token_norm, self.mlp, self.attention,
+            lambda t: random_bodies.loop(self, t), lambda t: random_bodies.scan(self, t),
+        ]  # fmt: skip
         for _ in range(steps):
             if self.tokens and self.rng.random() < 0.3:
                 t = self.tokens[int(self.rng.integers(len(self.tokens)))]
