@@ -51,7 +51,7 @@ def main() -> None:
     held_out = _some(held_out, options.held_out, rng)
     analysis = job.find_groups(config, loaded, data)
     evidence = Evidence(analysis, calibration, threads=options.threads, seed=options.seed)
-    reference = Session(analysis.model, threads=options.threads).run_samples(held_out)
+    reference = Session(analysis.runnable, threads=options.threads).run_samples(held_out)
     groups = [g.id for g in analysis.groups if options.scope == "all" or len(group_sites(evidence, g)) == 1]
     names = options.criteria.split(",") if options.criteria else criteria.names()
     rows: list[dict[str, object]] = []
@@ -64,7 +64,7 @@ def main() -> None:
         cut = prune(analysis, units)
         with threadpool_limits(1, user_api="blas"):
             repaired = closed_form.repair(
-                analysis.model, cut.model, calibration, cut.plan, threads=options.threads
+                analysis.runnable, cut.model, calibration, cut.plan, threads=options.threads
             )
         found: dict[str, object] = {"criterion": name, "seconds": seconds}
         for label, model in (("cut", cut.model), ("repaired", with_weights(cut.model, repaired.weights))):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from condensec.passes.sites import Site, consumer, sites
 from condensec.runner import Session
 
 FloatArray = npt.NDArray[np.float64]
-BATCH = 8  # samples whose activations are held at a time
+BATCH = 8  # samples whose activations are held at a time, at most,
+BATCH_BYTES = 1 << 28  # or so much of them
 CHUNK_BYTES = 1 << 28  # of covariances held at a time
 ROWS = 16_384  # of a covariance: positions are thinned out evenly to about so many, but 8 for each index
 Key = tuple[str, int]
@@ -68,7 +70,7 @@ def moments(evidence: Evidence) -> dict[Key, Moments]:
 def _moments(evidence: Evidence) -> dict[Key, Moments]:
     keys = list(dict.fromkeys(s.key for s in _sites(evidence)))
     sums: dict[Key, list[Any]] = {}
-    for values in _batches(evidence, [name for name, _ in keys]):
+    for _, values in _batches(evidence, [name for name, _ in keys]):
         for key in keys:
             x = _rows(values[key[0]], key[1]).astype(np.float64)
             total = sums.setdefault(key, [0.0, 0.0, 0])
@@ -109,10 +111,10 @@ def _covariances(evidence: Evidence, keys: Sequence[Key]) -> dict[Key, FloatArra
     means: dict[Key, FloatArray] = {key: moments(evidence)[key].mean for key in keys}
     sums: dict[Key, FloatArray] = {}
     counts: dict[Key, int] = dict.fromkeys(keys, 0)
-    for values in _batches(evidence, [name for name, _ in keys]):
+    for count, values in _batches(evidence, [name for name, _ in keys]):
         for key in keys:
             x = _rows(values[key[0]], key[1])
-            wanted = max(ROWS, 8 * x.shape[1]) * min(BATCH, len(evidence.samples)) / len(evidence.samples)
+            wanted = max(ROWS, 8 * x.shape[1]) * count / len(evidence.samples)
             step = max(1, int(len(x) / max(wanted, 1)))
             step += step % 2 == 0 and step > 1  # an odd stride doesn't fall in step with even rows of pixels
             part = (x[::step] - means[key]).astype(np.float32)
@@ -122,8 +124,8 @@ def _covariances(evidence: Evidence, keys: Sequence[Key]) -> dict[Key, FloatArra
     return {key: sums[key] / max(counts[key], 1) for key in keys}
 
 
-def _batches(evidence: Evidence, names: Sequence[str]) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """The named values, batch by batch. A model with a fixed batch gets whole ones only, wrapping around."""
+def _batches(evidence: Evidence, names: Sequence[str]) -> Iterator[tuple[int, dict[str, npt.NDArray[Any]]]]:
+    """(samples, the named values) batch by batch; whole ones, wrapping around, where the batch is fixed."""
     wanted = list(dict.fromkeys(names))
     model, samples = evidence.analysis.runnable, evidence.samples
     given = {v.name for v in model.graph.inputs}
@@ -133,7 +135,7 @@ def _batches(evidence: Evidence, names: Sequence[str]) -> Iterator[dict[str, npt
         threads=evidence.threads,
         extra_outputs=[n for n in wanted if n not in given and n not in outputs],
     )
-    size = session.batch_size or BATCH
+    size = session.batch_size or _batch(evidence, wanted)
     count = len(samples)
     for start in range(0, count, size):
         index = (
@@ -143,7 +145,15 @@ def _batches(evidence: Evidence, names: Sequence[str]) -> Iterator[dict[str, npt
         )
         feeds = {name: np.ascontiguousarray(array[index]) for name, array in samples.inputs.items()}
         found = session.run(feeds, [n for n in wanted if n not in given])
-        yield {**found, **{n: feeds[n] for n in wanted if n in given}}
+        yield len(index), {**found, **{n: feeds[n] for n in wanted if n in given}}
+
+
+def _batch(evidence: Evidence, names: Sequence[str]) -> int:
+    """Samples a call, by the size of the values in the sample world."""
+    world = evidence.analysis.world
+    batch = max(1, min((s[0] for s in world.inputs.values() if s), default=1))
+    size = sum(4 * prod(world.shapes.get(name, (0,))) for name in names) // batch
+    return max(1, min(BATCH, BATCH_BYTES // max(1, size)))
 
 
 def _rows(value: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:

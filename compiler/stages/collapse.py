@@ -24,7 +24,7 @@ def collapsed(job: Job, model: ir.Model, units: Mapping[str, Sequence[int]]) -> 
         units: kept units by group id.
     """
     kept = job.analysis.kept(units)
-    left = {site.key[0]: kept.indices(site.term).tolist() for site in sites(job.analysis)}
+    left = {s.key[0]: kept.indices(s.term).tolist() for s in sites(job.analysis) if s.observable}
     return job.once("watch", lambda: _watch(job)).check(model, left)
 
 
@@ -32,11 +32,11 @@ def _watch(job: Job) -> Watch:
     analysis = job.analysis
     owner = {a.id: g.id for g in analysis.groups for a in g.atoms}
     places: dict[str, Place] = {}
-    for site in sites(analysis):
+    for site in (s for s in sites(analysis) if s.observable):
         group = next(owner[a.id] for a in analysis.axes.atoms(site.term) if a.id in owner)
         places.setdefault(site.key[0], Place(group, site.key[0], site.axis))
     samples = job.data.splits.calibration.first(SAMPLES)
-    return Watch(analysis.model, list(places.values()), samples, job.config.jobs)
+    return Watch(analysis.runnable, list(places.values()), samples, job.config.jobs)
 
 
 def forbids(job: Job, found: Sequence[Collapse]) -> bool:
