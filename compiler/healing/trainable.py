@@ -116,15 +116,16 @@ def severed(graph: Graph, barriers: dict[str, str], wanted: list[str]) -> list[s
     """Float values that barriers make of trained weights: what comes before them can't be reached from here.
 
     Training gets them as inputs, computed anew in every step by running the graph up to there: the gradient
-    builder would ask for a gradient of every node between a weight and the loss.
+    builder would ask for a gradient of every node between a weight and the loss. What comes out of an If,
+    Loop or Scan is an input in any case: the builder crashes on a graph that holds one.
     """
     depends = _depending_on(graph, wanted)
     return [
         name
         for proto in graph.nodes
-        if proto.output[0] in barriers
         for name in proto.output
-        if name and name in depends and graph.is_float(name)
+        if (name and Node(proto).has_subgraph and graph.type(name))
+        or (proto.output[0] in barriers and name in depends and graph.is_float(name))
     ]
 
 

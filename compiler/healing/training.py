@@ -10,6 +10,7 @@ import onnx
 
 from condensec.errors import HealError
 from condensec.healing import losses
+from condensec.healing.bodies import weights_in_bodies
 from condensec.healing.features import Match
 from condensec.healing.fold import fold_batch_norms
 from condensec.healing.graph import Feeds, Graph
@@ -118,7 +119,13 @@ def prepare(
     behind = cut_at(graph, values).model(as_inputs=found.trained) if values else None
     before = up_to(graph, values).model(as_inputs=found.trained) if values else None
     weights = {name: graph.constants[name] for name in found.trained}
-    frozen = (*found.frozen, *stored_as_integers(model), *((n, "frozen by the user") for n in asked))
+    bodies = weights_in_bodies(model)
+    frozen = (
+        *found.frozen,
+        *stored_as_integers(model),
+        *((n, "frozen by the user") for n in asked),
+        *((n, reason) for n, (_, reason) in bodies.items()),
+    )
     targets = {losses.target_name(o): o for o in dict.fromkeys(t.output for t in terms)}
     return Training(
         model=graph.model(as_inputs=found.trained),
@@ -164,6 +171,7 @@ def _share(
 ) -> float:
     trained = sum(w.size for w in weights.values())
     sizes = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer}
+    sizes.update((name, size) for name, (size, _) in weights_in_bodies(model).items())
     missing = sum(graph.constants[n].size if n in graph.constants else sizes.get(n, 0) for n, _ in frozen)
     return trained / max(trained + missing, 1)
 
