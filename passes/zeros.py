@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from condensec.axes import Term
 from condensec.passes.arithmetic import names
+from condensec.passes.bodies import entry, is_open
 from condensec.passes.context import Context
 
 # f(0) = 0, or only moved, joined, pooled: what was zero stays zero.
@@ -34,6 +35,7 @@ _MAKE = names(
 _ALL = names("Add Sub Sum Max Min Mean Where QLinearAdd BitwiseOr Or")
 _ANY = names("Mul And BitwiseAnd QLinearMul")
 _PRODUCTS = names("MatMul FusedMatMul")
+_ROUNDS = names("Loop Scan")
 
 
 def settle(ctx: Context, graph: ir.Graph) -> None:
@@ -44,9 +46,16 @@ def settle(ctx: Context, graph: ir.Graph) -> None:
     reduced: dict[ir.Node, set[int]] = {}
     for reduction in ctx.reductions:
         reduced.setdefault(reduction.node, set()).add(reduction.axis)
-    for node in graph:
-        if _Zeros(ctx, node, reduced.get(node, set())).vanishes():
-            ctx.vanishing.update(node.outputs)
+    doubted: set[ir.Node] = set()
+    while True:
+        ctx.vanishing.clear()
+        for node in graph:
+            if node not in doubted and _Zeros(ctx, node, reduced.get(node, set())).vanishes():
+                ctx.vanishing.update(node.outputs)
+        wrong = {entry(n) for n in graph if n.op_type in _ROUNDS and is_open(n) and not _all_vanish(ctx, n)}
+        if wrong <= doubted:
+            break
+        doubted |= wrong  # what a loop carries was taken to be zero where it's cut, and isn't
     loose = []
     for reduction in ctx.reductions:
         if reduction.contraction:
@@ -61,6 +70,12 @@ def settle(ctx: Context, graph: ir.Graph) -> None:
             ctx.axes.reduced(reduction.term)
         loose.append(reduction)
     ctx.reductions[:] = loose
+
+
+def _all_vanish(ctx: Context, node: ir.Node) -> bool:
+    """Whether all that goes into or comes out of a body is zero at its cut units."""
+    values = [v for v in node.inputs if v is not None]
+    return all(ctx.vanishes(v) for v in values if any(map(ctx.axes.is_free, filter(None, ctx.layout(v)))))
 
 
 class _Zeros:
@@ -81,6 +96,8 @@ class _Zeros:
         if kind in _MAKE or all(t is None for o in node.outputs for t in self._free(o)):
             return True
         either = kind in _ANY or kind in _PRODUCTS
+        if is_open(node):
+            return _all_vanish(ctx, node)
         if not self._inputs or not (either or ctx.vanishes(self._inputs[0])):
             return False
         if kind in _KEEP:

@@ -140,6 +140,59 @@ def squeezed() -> onnx.ModelProto:
     return tiny(nodes, x=["N", 1, 3], weights=weights)
 
 
+def attends() -> onnx.ModelProto:
+    """A state that is multiplied with itself: zero where it is cut, in every step."""
+    nodes = """h0 = MatMul(x, w1)
+        hT = Loop(M, go, h0)<body = b (int64 i, bool c, float[] h) => (bool co, float[] hn) {
+            co = Identity(c) kt = Transpose<perm=[0,2,1]>(h) s = MatMul(h, kt) p = Softmax(s)
+            hn = MatMul(p, h) }>
+        y = MatMul(hT, wo)"""
+    return tiny(nodes, x=TOKENS, weights={**_dense("w1", "wo"), **LOOP})
+
+
+def restricted() -> onnx.ModelProto:
+    """The same, but the state isn't zero where it is cut: sums are restricted in the body."""
+    model = attends()
+    loop = next(n for n in model.graph.node if n.op_type == "Loop")
+    body = next(a.g for a in loop.attribute if a.name == "body")
+    body.node[-1].output[0] = "hs"
+    body.node.append(onnx.helper.make_node("Sigmoid", ["hs"], ["hn"]))
+    return model
+
+
+def endless() -> onnx.ModelProto:
+    """A Loop without a trip count, which decides by itself."""
+    nodes = """h0 = MatMul(x, w1)
+        hT = Loop(, go, h0)<body = b (int64 i, bool c, float[] h) => (bool co, float[] hn) {
+            s = Constant<value_int=2>() co = Less(i, s) a = MatMul(h, w2) r = Relu(a) m = MatMul(r, w3)
+            hn = Add(m, h) }>
+        y = MatMul(hT, wo)"""
+    weights = {**_dense("w1", "w2", "w3", "wo"), "go": np.array(True)}
+    return tiny(nodes, x=TOKENS, weights=weights)
+
+
+def swapped() -> onnx.ModelProto:
+    """Two states that change places; one starts as a weight, one branch gives back what it captures."""
+    nodes = """h0 = MatMul(x, w1)
+        a, b2 = Loop(M, go, h0, init)<body = b (int64 i, bool c, float[] h, float[] g)
+                => (bool co, float[] hn, float[] gn) {
+            co = Identity(c) hn = If(c)<then_branch = t () => (float[] r) { p = Add(h, g) r = MatMul(p, wh) },
+                else_branch = e () => (float[] r) { r = Identity(h) }>
+            gn = Tanh(g) }>
+        z = Add(a, b2) y = MatMul(z, wo)"""
+    return tiny(nodes, x=TOKENS, weights={**_dense("w1", "wh", "wo"), **LOOP, "init": (8,)})
+
+
+def layered() -> onnx.ModelProto:
+    """A residual block in a body."""
+    nodes = """h0 = MatMul(x, w1)
+        hT = Loop(M, go, h0)<body = b (int64 i, bool c, float[] h) => (bool co, float[] hn) {
+            co = Identity(c) z = Relu(h) a = MatMul(z, w2) r = Relu(a) m = MatMul(r, w3) n = Add(m, z)
+            hn = Tanh(n) }>
+        y = MatMul(hT, wo)"""
+    return tiny(nodes, x=TOKENS, weights={**_dense("w1", "w2", "w3", "wo"), **LOOP})
+
+
 MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], set[int]]] = {
     "captured": (captured, {8, 6, 4}),
     "captured, else": (lambda: captured(False), {8, 6, 4}),
@@ -155,6 +208,11 @@ MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], set[int]]] = {
     "with sizes": (with_sizes, {2, 4}),
     "norm in body": (norm_in_body, {8}),
     "squeezed": (squeezed, {8}),
+    "attends": (attends, {8}),
+    "restricted": (restricted, {8}),
+    "endless": (endless, {8, 6}),
+    "swapped": (swapped, {8}),
+    "layered": (layered, {8, 6}),
 }
 
 
@@ -220,6 +278,29 @@ def test_names_of_nested_bodies() -> None:
     assert "MatMul_hT[body].k[then_branch].p" in names
     emitted = {o.name for n in found.cut.model.graph.all_nodes() for o in n.outputs}
     assert {"p", "q", "r", "hT", "hn"} <= emitted, "the file keeps its own names"
+
+
+def test_what_is_zero_where_it_is_cut_is_followed_through_bodies() -> None:
+    assert [g.exact for g in analyze(ir.from_proto(attends())).groups] == [True]
+    found = trial(restricted())
+    assert [g.exact for g in found.analysis.groups] == [False]
+    assert {r.output for r in found.cut.plan.restrictions} == {"hT[body].s"}
+
+
+def test_a_residual_block_in_a_body_goes_as_a_layer() -> None:
+    found = trial(layered(), units={})
+    (layer,) = found.analysis.layers
+    cut = prune(found.analysis, {}, layers=[layer.id])
+    assert [r.nodes[-1] for r in cut.plan.removed_layers] == ["hT[body].n"]
+    feeds = feeds_of(found.original, found.analysis)
+    original = ir.from_proto(found.original)
+    assert verify.check(original, cut.plan, cut.model, feeds).relative_error < 1e-6
+    assert "w2" not in cut.model.graph.initializers
+    assert not verify.check(original, found.cut.plan, cut.model, feeds).passed
+
+
+def test_freeze_reaches_into_bodies_by_name() -> None:
+    assert {g.size for g in analyze(ir.from_proto(own_weights()), freeze=r"else_branch\].v").groups} == {6, 4}
 
 
 def test_macs_of_a_loop_count_every_step() -> None:
