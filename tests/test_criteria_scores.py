@@ -263,10 +263,14 @@ def test_auto_takes_what_hurts_least_and_says_so() -> None:
     reference = run(session, evidence.samples, graph.masks(analysis.kept({})))
 
     def error(name: str) -> float:
-        kept = unit_order(analysis, criteria.get(name), evidence=evidence)["g0"][:8]
-        return output_error(
-            reference, run(session, evidence.samples, graph.masks(analysis.kept({"g0": kept})))
-        )
+        units = unit_order(analysis, criteria.get(name), evidence=evidence)["g0"]
+        errors = [
+            output_error(
+                reference, run(session, evidence.samples, graph.masks(analysis.kept({"g0": units[:n]})))
+            )
+            for n in (8, 12)
+        ]
+        return float(np.prod(errors))
 
     np.testing.assert_array_equal(
         order["g0"], unit_order(analysis, criteria.get(chosen), evidence=evidence)["g0"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from condensec.errors import CondensecError
 from condensec.passes import criteria
@@ -23,10 +24,11 @@ TINY = 1e-9  # errors below are rounding
 
 @criterion("auto", data=True)
 def auto(view: GroupView) -> FloatArray:
-    """Scores of the criterion whose choice of half of a few groups hurts the outputs least.
+    """Scores of the criterion whose choice hurts the outputs least.
 
-    Each criterion cuts half of up to six groups, one at a time; the error of the outputs is measured on
-    calibration samples with one masked graph; the smallest geometric mean over the groups wins, ties by
+    Each criterion cuts half of up to six groups, one at a time, and then a quarter of all groups together:
+    alone, groups show their scores; together, errors add up as they will. The error of the outputs is
+    measured on calibration samples with one masked graph. The smallest geometric mean of both wins, ties by
     name. Criteria by gradient take part where the training worker is installed already.
     """
     name = view.evidence.once("auto", lambda: _best(view))
@@ -43,13 +45,19 @@ def _best(view: GroupView) -> str:
     errors = _errors(view, evidence, groups, names)
     if not errors:
         return "magnitude"
-    scores = {name: float(np.exp(np.mean(np.log(np.maximum(e, TINY))))) for name, e in errors.items()}
+    scores = {name: _mean([_mean(alone), together]) for name, (alone, together) in errors.items()}
     best = min(scores, key=lambda n: (scores[n], n))
     listed = ", ".join(f"{n} {scores[n]:.3g}" for n in sorted(scores, key=lambda n: (scores[n], n)))
     evidence.notes.append(
-        f"criterion '{best}' was chosen by output error at half of {len(groups)} groups: {listed}"
+        f"criterion '{best}' was chosen by output error, half of each of {len(groups)} groups and a quarter"
+        f" of all: {listed}"
     )
     return best
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Geometric mean."""
+    return float(np.exp(np.mean(np.log(np.maximum(values, TINY)))))
 
 
 def _some(groups: Sequence[Group]) -> list[Group]:
@@ -67,25 +75,35 @@ def _worker_is_ready() -> bool:
 
 def _errors(
     view: GroupView, evidence: Evidence, groups: Sequence[Group], names: Sequence[str]
-) -> dict[str, list[float]]:
-    """Output error at half of each group by criterion; one that fails drops out, and the notes say so."""
+) -> dict[str, tuple[list[float], float]]:
+    """Output errors by criterion: of each group's half, and of a quarter of all groups.
+
+    A criterion that fails drops out, and the notes say so.
+    """
     analysis = evidence.analysis
     graph = build(analysis)
     session = Session(graph.model, threads=evidence.threads)
-    count = affordable(analysis.macs(), max(1, len(groups) * len(names)), SECONDS)
+    count = affordable(analysis.macs(), max(1, (len(groups) + 1) * len(names)), SECONDS)
     samples = evidence.samples.first(min(SAMPLES, count))
     reference = run(session, samples, graph.masks(analysis.kept({})))
-    errors: dict[str, list[float]] = {}
+    errors: dict[str, tuple[list[float], float]] = {}
+
+    def error(units: dict[str, npt.NDArray[np.int64]]) -> float:
+        return output_error(reference, run(session, samples, graph.masks(analysis.kept(units))))
+
     for name in names:
-        found = []
         try:
-            for group in groups:
-                scores = criteria.get(name)(GroupView(analysis, group, view.weights, view.seed, evidence))
-                kept = np.argsort(-scores, kind="stable")[: max(1, group.size // 2)]
-                masks = graph.masks(analysis.kept({group.id: kept}))
-                found.append(output_error(reference, run(session, samples, masks)))
-        except CondensecError as error:
-            evidence.notes.append(f"criterion '{name}' wasn't tried: {error.message}")
+            order = {
+                g.id: np.argsort(
+                    -criteria.get(name)(GroupView(analysis, g, view.weights, view.seed, evidence)),
+                    kind="stable",
+                )
+                for g in analysis.groups
+            }
+            alone = [error({g.id: order[g.id][: max(1, g.size // 2)]}) for g in groups]
+            together = error({g.id: order[g.id][: max(1, round(0.75 * g.size))] for g in analysis.groups})
+        except CondensecError as failure:
+            evidence.notes.append(f"criterion '{name}' wasn't tried: {failure.message}")
             continue
-        errors[name] = found
+        errors[name] = (alone, together)
     return errors
