@@ -12,9 +12,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 # ruff: noqa: TID251 (this package's own modules)
-from .data import Feeds
-from .optimizer import Optimizer
+from .data import Batches, Feeds, Stream
+from .engine import Engine
+from .optimizer import Flat, Optimizer, Settings
 
 DEFAULT = 0.004  # where there is no time to try: slow, but nothing was seen that it throws off
 JUDGED = 8  # validation batches that a run is judged by
@@ -81,3 +84,48 @@ def choose(trials: list[Trial], before: float) -> float:
     """
     best = min(trials, key=lambda t: t.loss)
     return best.lr if best.loss < before else trials[0].lr / 3
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What runs in miniature need.
+
+    Attributes:
+        engine: gives losses and gradients.
+        optimizer: of the weights; left as the last run made it.
+        stream: training batches.
+        weights: their layout.
+        validation: what the runs are judged by.
+    """
+
+    engine: Engine
+    optimizer: Optimizer
+    stream: Stream
+    weights: Flat
+    validation: Batches
+
+    def tried(
+        self, settings: Settings, steps: int, start: np.ndarray, is_late: Callable[[], bool]
+    ) -> Trial | None:
+        """A run in miniature from some weights; None if the time for it was up."""
+        self.optimizer.restart(start)
+        self.optimizer.settings = settings
+        self.stream.seek(0, 0)
+        with np.errstate(all="ignore"):
+            went_well = run(self.optimizer, self.stream.next, steps, self.engine.step, is_late)
+        if went_well is None:
+            return None
+        loss = self.loss_on_few(self.optimizer.average) if went_well else math.inf
+        return Trial(settings.lr, loss if math.isfinite(loss) else math.inf)
+
+    def loss_on_few(self, buffer: np.ndarray) -> float:
+        """Loss under some weights on the first validation batches."""
+        weights = self.weights.like()
+        weights.buffer[:] = buffer
+        total = count = 0.0
+        for batch, new in self.validation.in_order():
+            total += new * self.engine.loss(batch, weights.views)
+            count += new
+            if count >= JUDGED * self.validation.size:
+                break
+        return total / count

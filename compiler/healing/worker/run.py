@@ -165,14 +165,17 @@ class Run:
         start = self._weights.buffer.copy()
         latest = math.inf if self._seconds is None else begun + probe.LATEST * (self._seconds - begun)
         rates, steps = probe.plan(self._total_steps())
+        bench = probe.Bench(self._engine, self._optimizer, self._stream, self._weights, self._val)
         trials: list[probe.Trial] = []
         for rate in rates:
-            trial = self._tried(rate, steps, start, latest)
+            settings = replace(self._settings, lr=rate, warmup=0.2)
+            trial = bench.tried(settings, steps, start, lambda: self._spent > latest)
+            self._channel.send("alive")
             if trial is None:
                 break
             trials.append(trial)
         if len(trials) > 1:
-            self._lr = probe.choose(trials, self._loss_on_few(start))
+            self._lr = probe.choose(trials, bench.loss_on_few(start))
             losses = [(t.lr, t.loss if math.isfinite(t.loss) else None) for t in trials]
             seconds = self._spent - begun
             self._channel.send("probed", lr=self._lr, losses=losses, steps=steps, seconds=seconds)
@@ -194,33 +197,6 @@ class Run:
         total = max(self._seconds - self._spent, 0.0) / max(a_step, 1e-6)
         self._optimizer.decay = self._decay(total)
         return total
-
-    def _tried(self, rate: float, steps: int, start: np.ndarray, latest: float) -> probe.Trial | None:
-        """A run in miniature with one rate; None if it wasn't done by the latest second."""
-        self._optimizer.restart(start)
-        self._optimizer.settings = replace(self._settings, lr=rate, warmup=0.2)
-        self._stream.seek(0, 0)
-        with np.errstate(all="ignore"):
-            went_well = probe.run(
-                self._optimizer, self._stream.next, steps, self._engine.step, lambda: self._spent > latest
-            )
-        self._channel.send("alive")
-        if went_well is None:
-            return None
-        loss = self._loss_on_few(self._optimizer.average) if went_well else math.inf
-        return probe.Trial(rate, loss if math.isfinite(loss) else math.inf)
-
-    def _loss_on_few(self, buffer: np.ndarray) -> float:
-        """Loss under some weights on the first validation batches."""
-        weights = self._weights.like()
-        weights.buffer[:] = buffer
-        total = count = 0.0
-        for batch, new in self._val.in_order():
-            total += new * self._engine.loss(batch, weights.views)
-            count += new
-            if count >= probe.JUDGED * self._val.size:
-                break
-        return total / count
 
     def _train_round(self) -> bool:
         """Train up to the next validation; False if the run diverged and was rolled back."""
