@@ -75,7 +75,7 @@ def settle(ctx: Context, graph: ir.Graph) -> None:
 def _all_vanish(ctx: Context, node: ir.Node) -> bool:
     """Whether all that goes into or comes out of a body is zero at its cut units."""
     values = [v for v in node.inputs if v is not None]
-    return all(ctx.vanishes(v) for v in values if any(map(ctx.axes.is_free, filter(None, ctx.layout(v)))))
+    return all(ctx.vanishes(v) for v in values if any(ctx.axes.is_free(t) for t in ctx.layout(v) if t))
 
 
 class _Zeros:

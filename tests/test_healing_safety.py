@@ -26,28 +26,39 @@ posix = pytest.mark.skipif(os.name == "nt", reason="uses signals and resource li
 
 @posix
 def test_two_kills_at_random_moments_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """See benchmarks/heal_kills.py for more of them."""
+    """Once while the worker starts, once shortly behind a validation; benchmarks/heal_kills.py does more."""
     teacher = models.depthwise_se_cnn()
     setting = Setting(tmp_path, teacher, noisy(teacher), count=128)
     before = setting.student.read_bytes()
-    peace = setting.heal(epochs=16, batch=32, augment="flip")
+    options: dict[str, Any] = {"epochs": 40, "batch": 32, "augment": "flip"}
+    peace = setting.heal(**options)
+    workers: list[client.Worker] = []
+
+    class Watched(client.Worker):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            workers.append(self)
+            if len(workers) == 1:
+                shoot()
+
     rng = random.Random(1)
-    delays = [rng.uniform(0.1, 0.6), rng.uniform(0.3, 0.8)]
 
-    class Doomed(client.Worker):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            if delays:
-                timer = threading.Timer(delays.pop(0), self.process.kill)
-                timer.daemon = True
-                timer.start()
+    def shoot() -> None:
+        timer = threading.Timer(rng.uniform(0.0, 0.05), workers[-1].process.kill)
+        timer.daemon = True
+        timer.start()
 
-    monkeypatch.setattr(session, "Worker", Doomed)
+    def behind_a_validation(share: float, text: str) -> None:
+        if 0.2 < share < 0.8 and "on validation" in text and len(workers) == 2:
+            shoot()
+
+    monkeypatch.setattr(session, "Worker", Watched)
     for _ in range(2):
         with pytest.raises(HealError, match=r"killed|no longer") as caught:
-            setting.heal(epochs=16, batch=32, augment="flip")
+            setting.heal(progress=behind_a_validation, **options)
         assert "\n" not in str(caught.value)
-    war = setting.heal(epochs=16, batch=32, augment="flip")
+    war = setting.heal(progress=behind_a_validation, **options)
+    assert len(workers) == 3
     assert peace.weights
     assert all(np.array_equal(peace.weights[name], war.weights[name]) for name in peace.weights)
     assert [r.validation_loss for r in peace.loss_curve] == [r.validation_loss for r in war.loss_curve]
