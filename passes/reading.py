@@ -25,12 +25,23 @@ def read_graph(context: Context, graph: ir.Graph) -> None:
     for node in graph:
         before = len(context.rewrites)
         _apply_rule(context, node)
+        _hold_unforeseen(context, node, before)
         follow(context, node)
         _pin_sizes(context, node, before)
     for value in graph.outputs:
         reason = f"graph output '{value.name}'"
         context.freeze_all(value, reason)
         _freeze_sizes(context, value, reason)
+
+
+def _hold_unforeseen(context: Context, node: ir.Node, before: int) -> None:
+    """Sizes that only come to light when the model runs (out of an If, say) can't follow a cut."""
+    for rewrite in context.rewrites[before:]:
+        source = node.inputs[rewrite.index] if isinstance(rewrite, InputRewrite) else None
+        if source is not None and context.world.known(source) is None:
+            del context.rewrites[before:]
+            freeze_node(context, node, f"sizes of {node.op_type} '{node.name}' are chosen at run time")
+            return
 
 
 def _pin_sizes(context: Context, node: ir.Node, before: int) -> None:

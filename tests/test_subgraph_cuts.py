@@ -396,3 +396,17 @@ def test_sensitivity_of_groups_in_bodies_is_what_cutting_them_costs(name: str) -
         assert curves[group.id].loss[1] == pytest.approx(expected, rel=1e-4)
         errors.append(expected)
     assert sum(error > 1e-4 for error in errors) >= 2  # a branch that isn't taken costs nothing
+
+
+def test_sizes_that_come_out_of_an_if_hold_what_depends_on_them() -> None:
+    nodes = """a = MatMul(x, w1)
+        l = If(flag)<then_branch = t () => (int64[2] r) { r = Identity(one) },
+            else_branch = e () => (int64[2] r2) { r2 = Identity(other) }>
+        b = Reshape(a, l) y = MatMul(b, w2)"""
+    sizes = {"one": np.array([-1, 6]), "other": np.array([-1, 6]), "flag": np.array(True)}
+    found = trial(tiny(nodes, x=["N", 5], weights={"w1": (5, 6), "w2": (6, 3), **sizes}))
+    assert any("chosen at run time" in f.reason for f in found.analysis.frozen)
+    assert found.proof.passed
+    free = trial(tiny("a = MatMul(x, w1) b = Reshape(a, one) y = MatMul(b, w2)", x=["N", 5],
+                      weights={"w1": (5, 6), "w2": (6, 3), "one": np.array([-1, 6])}))  # fmt: skip
+    assert free.removed == 3, "a constant of the same value follows the cut"
