@@ -62,7 +62,8 @@ class Config:
             (`condensec.specs.parse_heal` takes it apart).
         augment: how training samples are changed: ``flip``, ``crop=4``, ``module:callable``, several joined
             by commas, or a function; None = not at all.
-        loss: what healing compares, such as ``output=1,features=0.5``; None = the outputs.
+        loss: what healing compares, such as ``output=1,features=0.5``; None = the outputs and the
+            outputs of blocks.
         patterns: what may be cut.
         quantize: ``none``, ``int8``, ``fp16`` or ``auto``.
         criterion: importance criterion.

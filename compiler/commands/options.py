@@ -103,7 +103,7 @@ Loss = Annotated[
         "--loss",
         "SPEC",
         "What healing compares: output=1,features=0.5 (block outputs), or kl, mse, cosine, ce, bce, task_mse."
-        " Default: output=1.",
+        " Default: output=1,features=4; of heal: output=1.",
         HOW,
     ),
 ]

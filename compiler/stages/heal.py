@@ -28,6 +28,7 @@ EARLY = 0.25  # share of the training time for all cycles before the last one
 LAST = 0.8  # of what is left, for the last cycle; the rest polishes the result, or is for another try
 SLACK = 5.0  # times what the guard allows may be lost on the way, if training is to come,
 FAR = 10.0  # or so many points, if the training
+LOSS = "output=1,features=4"  # the plan says which of the original's inner channels are comparable
 WORTH = 0.05  # of the asked minutes: less isn't worth another start
 ENOUGH = 20_000  # sees so many samples (in proportion, if it sees fewer)
 TRAINED_PER_SECOND = 1e10  # MACs of one forward run; a cautious figure, about a third of what two cores do
@@ -150,7 +151,7 @@ class Healer:
             seed=job.config.seed,
             jobs=job.config.jobs,
             augment=job.config.augment,
-            losses=None if job.config.loss is None else parse_losses(job.config.loss),
+            losses=parse_losses(job.config.loss or LOSS),
             **self.spec.options,
         )
         environment.ensure(lambda line: self._steps.progress("heal", 0.0, line))  # not on the budget
