@@ -27,6 +27,7 @@ from typing import Any
 from condensec.errors import ConfigError
 from condensec.specs import (
     DEFAULT_PATTERNS,
+    UNIT_PATTERNS,
     Budget,
     parse_augment,
     parse_budget,
@@ -64,7 +65,7 @@ class Config:
             by commas, or a function; None = not at all.
         loss: what healing compares, such as ``output=1,features=0.5``; None = the outputs and the
             outputs of blocks.
-        patterns: what may be cut.
+        patterns: what may be cut, and the zeros that are set after it (`condensec.sparsity`).
         quantize: ``none``, ``int8``, ``fp16`` or ``auto``.
         criterion: importance criterion.
         freeze: regular expression; nodes and weights whose names match are left alone.
@@ -165,6 +166,11 @@ def configure(*, config: str | Path | None = None, command: str = "", **options:
 def _check_together(config: Config, max_drop_given: bool) -> None:
     if config.keep is not None and config.budgets:
         raise ConfigError("--keep and --budget exclude each other", hint="use one of them")
+    if (config.keep is not None or config.budgets) and not set(config.patterns) & set(UNIT_PATTERNS):
+        raise ConfigError(
+            f"--patterns {','.join(config.patterns)} takes no units out, so there is nothing to budget",
+            hint="add channels,heads,neurons to --patterns, or leave out --budget and --keep",
+        )
     if config.val is not None and config.data is None:
         raise ConfigError("--val needs --data", hint="give the samples to calibrate with as --data")
     if config.metric in _NO_SCALE and not max_drop_given:

@@ -12,7 +12,9 @@ from condensec.passes import criteria
 from condensec.passes.select import unit_order
 from condensec.passes.sensitivity import Sensitivity
 from condensec.report.model import Report
-from condensec.stages import cycles, finish, goals, job, map_report, summary
+from condensec.sparsity import asked
+from condensec.specs import UNIT_PATTERNS
+from condensec.stages import cycles, finish, goals, job, map_report, patterns, summary
 from condensec.stages.cycles import Means
 from condensec.stages.goals import Budgets
 from condensec.stages.heal import Healer
@@ -37,6 +39,7 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     """
     steps = Steps(observer)
     targets = job.find_targets(config)
+    patterns.check_targets(config, targets)
     if not config.dry_run:
         check_output(Path(config.output))
     loaded = steps.run("load", job.load_model, config)
@@ -61,7 +64,7 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
         proven = steps.run("verify", finish.prove, work, cut, healed)
         emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
         again = cycles.corrected(work, budgets, progress, emitted)
-        if again is None and not last:
+        if again is None and not last and asked(config.patterns) is None:
             last = True
             again = cycles.polished(work, means, steps, progress)
             if again is not None:
@@ -69,10 +72,16 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
         if again is None:
             break
         progress = again
+    progress, zeros = patterns.apply(work, means, steps, progress)
+    if zeros is not None and zeros.places:
+        cut, healed = cycles.final_cut(work, progress.safe)
+        proven = steps.run("verify", finish.prove, work, cut, healed)
+        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
     finish.write_model(work, cut, healed, staging)
     report = steps.run(
         "report", summary.conclude, work, means, progress, cut, proven, emitted, steps, staging
     )
+    report = patterns.told(report, zeros, staging / "model.onnx")
     finish.publish(work, cut, report, staging)
     checkpoints.clear()
     return report
@@ -105,13 +114,15 @@ def _means(
 ) -> Means:
     """Order of the units, loss curves and grid."""
     evidence = job.evidence(work)
+    curves = Sensitivity({}, 0, 0.0)
+    healer = Healer(work, steps, Path(work.config.output) / "state")
+    if _zeros_only(work.config):
+        return Means({}, curves, goals.widths_grid(work), budgets, healer)
     order = unit_order(
         work.analysis, criteria.get(work.config.criterion), seed=work.config.seed, evidence=evidence
     )
-    curves = Sensitivity({}, 0, 0.0)
     if work.config.keep is None:
         curves = sensitivity(work, order, steps, seconds=seconds, layers=layers)
-    healer = Healer(work, steps, Path(work.config.output) / "state")
     return Means(order, curves, goals.widths_grid(work), budgets, healer, tuple(evidence.notes))
 
 
@@ -130,5 +141,10 @@ def _start(config: Config, checkpoints: Checkpoints) -> Progress:
     if found is None:
         if not config.dry_run:
             checkpoints.clear()
-        return Progress(step=config.step)
+        return Progress(step=config.step, finished=_zeros_only(config))
     return found
+
+
+def _zeros_only(config: Config) -> bool:
+    """Whether every unit stays: there is no cut to choose."""
+    return not config.dry_run and not set(config.patterns) & set(UNIT_PATTERNS)

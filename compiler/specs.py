@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from condensec.errors import ConfigError
+from condensec.sparsity import parse_sparsity
 
 # -- budgets ----------------------------------------------------------------------------------------
 
@@ -267,23 +268,30 @@ def parse_losses(text: str) -> dict[str, float]:
 
 UNIT_PATTERNS = ("channels", "heads", "neurons", "layers")
 DEFAULT_PATTERNS = ("channels", "heads", "neurons")
-_LATER = "this version cuts channels, heads and neurons"
+_KNOWN = "known: channels, heads, neurons, and zeros: unstructured=0.9 or 2:4"
 
 
 def parse_patterns(text: str) -> tuple[str, ...]:
-    """A comma-separated list of what may be cut.
+    """A comma-separated list of what may be cut, and at most one pattern of zeros.
 
     Raises:
         ConfigError: an unknown pattern, or one this version doesn't cut.
     """
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    zeros = []
     for name in names:
-        if re.fullmatch(r"unstructured=[0-9.]+|[0-9]+:[0-9]+", name) or name == "layers":
-            raise ConfigError(f"--patterns '{name}' isn't available", hint=_LATER)
-        if name not in UNIT_PATTERNS:
+        found = parse_sparsity(name)
+        if found is not None:
+            zeros.append(found)
+        elif name == "layers":
+            raise ConfigError("--patterns 'layers' isn't available", hint=_KNOWN)
+        elif name not in UNIT_PATTERNS:
             raise ConfigError(
-                f"--patterns: unknown pattern '{name}'", hint=_nearest(name, DEFAULT_PATTERNS, "known")
+                f"--patterns: unknown pattern '{name}'",
+                hint=_nearest(name, (*DEFAULT_PATTERNS, "unstructured=0.9", "2:4"), "known"),
             )
+    if len(zeros) > 1:
+        raise ConfigError(f"--patterns: {zeros[0]} and {zeros[1]} exclude each other", hint="use one of them")
     return names
 
 

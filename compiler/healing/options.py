@@ -35,6 +35,7 @@ class HealOptions:
         views: of the augmented samples that are used in turn; 0 = a new one for every epoch.
         freeze: regular expression; weights in whose name, or in that of a node that reads them, it's found
             are left alone.
+        zeros: names of weights whose zeros stay zeros.
         seed: order of the batches.
         jobs: threads.
         stall: seconds without a sign of life after which the worker is taken for hung.
@@ -54,6 +55,7 @@ class HealOptions:
     augment: str | Callable[..., Any] | None = None
     views: int = 0
     freeze: str | None = None
+    zeros: tuple[str, ...] = ()
     seed: int = 0
     jobs: int = 1
     stall: float = 600.0

@@ -275,6 +275,7 @@ def _request(
         "seconds": share.seconds,
         "threads": options.jobs,
         "seed": options.seed,
+        "zeros": [name for name in names if name in options.zeros],
         "optimizer": optimizer,
         "state": str(state),
     }

@@ -10,6 +10,7 @@ from condensec.report.model import (
     Budget,
     Guard,
     MetricValue,
+    PatternResult,
     Report,
     TargetResult,
 )
@@ -177,6 +178,18 @@ def notes(report: Report) -> list[str]:
     """The report's notes, without what is said of the data anyway."""
     said = report.data.note if report.data is not None else ""
     return [note for note in report.notes if note != said]
+
+
+def pattern_text(result: PatternResult) -> str:
+    """Zeros in the file written, and what they are worth."""
+    asked = "" if result.reached else f" of {result.share_asked:.1%} asked for"
+    sizes = f"{size(result.bytes)}, by zlib {size(result.compressed_bytes)}"
+    wrong = f", {result.violations} violations" if ":" in result.name else ""
+    return (
+        f"{result.name}: {result.share_reached:.1%}{asked} of {count(result.weights)} weights in "
+        f"{result.layers} layers{wrong}; {sizes}, as sparse tensors {size(result.sparse_bytes)} (estimate); "
+        f"{'; '.join(result.notes)}"
+    )
 
 
 def model_name(report: Report) -> str:

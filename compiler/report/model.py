@@ -346,6 +346,40 @@ class GroupSummary:
 
 
 @dataclass(frozen=True)
+class PatternResult:
+    """Zeros in the file written.
+
+    Attributes:
+        name: the pattern, as asked for.
+        share_asked, share_reached: zeros over the weights that hold the pattern.
+        reached: all of it is there; otherwise the guard took some back.
+        weights, zeros: elements of the weights that hold it.
+        violations: groups of N:M with more than n weights.
+        layers: weights that hold it.
+        bytes, compressed_bytes, sparse_bytes: of those weights: as written, by zlib, as sparse ONNX tensors
+            (value and int64 place; an estimate).
+        metric: on validation samples.
+        left_out: weight -> why it doesn't hold the pattern.
+    """
+
+    name: str
+    share_asked: float
+    share_reached: float
+    reached: bool
+    weights: int
+    zeros: int
+    violations: int
+    layers: int
+    bytes: int
+    compressed_bytes: int
+    sparse_bytes: int
+    metric: float | None = None
+    healed_how: str = "off"
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything one compile found out. See the module for the words that say how a figure was got.
 
@@ -389,6 +423,7 @@ class Report:
     groups: tuple[GroupSummary, ...] = ()
     frozen: tuple[FrozenAxis, ...] = ()
     layers: tuple[LayerCut, ...] = ()
+    patterns: tuple[PatternResult, ...] = ()
     plan_sha256: str = ""
     command: str = ""
     version: str = ""

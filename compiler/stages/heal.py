@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,19 @@ class Healer:
             )
         return Healed(dict(result.weights), how="closed-form")
 
-    def train(self, cut: Cut, weights: Weights, seconds: float) -> Healed:
+    def seconds_left(self, progress: Progress, share: float) -> float | None:
+        """A share of the training time that is left (inf: by epochs), or None where that is too little."""
+        if not self._gradient:
+            return None
+        if self.spec.epochs is not None:
+            return float("inf")
+        seconds = share * self._left(progress)
+        return seconds if seconds >= LEAST_SECONDS else None
+
+    def train(self, cut: Cut, weights: Weights, seconds: float, *, zeros: Sequence[str] = ()) -> Healed:
         """By gradient, in the worker's own process: distil the original, and the labels where there are any.
+
+        Zeros of the weights named in ``zeros`` stay zeros.
 
         Raises:
             HealError: the worker crashed, hung or could not be had; the weights before stay.
@@ -149,6 +160,7 @@ class Healer:
             epochs=self.spec.epochs if by_epochs else None,
             minutes=None if by_epochs else seconds / 60,
             seed=job.config.seed,
+            zeros=tuple(zeros),
             jobs=job.config.jobs,
             augment=job.config.augment,
             losses=parse_losses(job.config.loss or LOSS),

@@ -74,6 +74,19 @@ def schedule(progress: float, settings: Settings) -> float:
     return settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * share))
 
 
+def zeros_of(weights: Flat, names: list[str]) -> np.ndarray | None:
+    """Where some weights are zero, as a mask of the buffer; None without names."""
+    if not names:
+        return None
+    fixed = np.zeros(weights.buffer.size, np.bool_)
+    start = 0
+    for name, view in weights.views.items():
+        if name in names:
+            fixed[start : start + view.size] = view.ravel() == 0
+        start += view.size
+    return fixed
+
+
 class Optimizer:
     """Moves the weights of a `Flat` by the gradients of another of the same layout.
 
@@ -84,9 +97,17 @@ class Optimizer:
         average: exponential moving average of the weights.
     """
 
-    def __init__(self, weights: Flat, gradients: Flat, settings: Settings, average_decay: float) -> None:
+    def __init__(
+        self,
+        weights: Flat,
+        gradients: Flat,
+        settings: Settings,
+        average_decay: float,
+        fixed: np.ndarray | None = None,
+    ) -> None:
         self._weights = weights
         self._gradients = gradients
+        self._fixed = fixed  # zeros that stay: with no gradient there is no moment and no step
         self.settings = settings
         self.decay = average_decay
         self.step_count = 0
@@ -109,6 +130,8 @@ class Optimizer:
     def gradient_norm(self) -> float:
         """Euclidean norm of all gradients; NaN or inf if one of them is."""
         buffer = self._gradients.buffer
+        if self._fixed is not None:
+            buffer[self._fixed] = 0.0
         return math.sqrt(float(np.dot(buffer, buffer)))
 
     def step(self, progress: float, norm: float) -> None:
@@ -119,6 +142,8 @@ class Optimizer:
             norm: what `gradient_norm` gave.
         """
         s = self.settings
+        if self._fixed is not None:
+            self._gradients.buffer[self._fixed] = 0.0
         self.step_count += 1
         factor = schedule(progress, s) * s.lr
         shrink = min(1.0, s.clip / norm) if s.clip > 0 and norm > 0 else 1.0

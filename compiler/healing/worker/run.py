@@ -17,7 +17,7 @@ from . import probe
 from .channel import Channel, peak_rss_mb, write_npz
 from .data import Batches, Files, Stream
 from .engine import Engine
-from .optimizer import Flat, Optimizer, Settings
+from .optimizer import Flat, Optimizer, Settings, zeros_of
 
 _STARTED = time.monotonic()
 _PROGRESS_EVERY = 0.5  # seconds between two progress lines
@@ -64,7 +64,11 @@ class Run:
         self._lr: float | None = request["optimizer"]["lr"]
         self._settings = Settings.of({**request["optimizer"], "lr": self._lr or probe.DEFAULT})
         self._optimizer = Optimizer(
-            self._weights, self._gradients, self._settings, self._decay(steps * (self._epochs or 10))
+            self._weights,
+            self._gradients,
+            self._settings,
+            self._decay(steps * (self._epochs or 10)),
+            zeros_of(self._weights, request.get("zeros", [])),
         )
         self._state = Path(request["state"])
         self._round = self._retries = 0

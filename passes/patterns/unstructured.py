@@ -1,0 +1,86 @@
+"""Unstructured zeros: single weights go, wherever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from condensec.passes import surgeon
+from condensec.passes.patterns import Layer, Zeros, finished, pattern
+from condensec.sparsity import Sparsity
+
+FloatArray = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+MOST = 0.99  # zeros of one layer, at most (or the asked share, where that is more)
+
+
+@pattern("unstructured")
+def unstructured(layers: Sequence[Layer], asked: Sparsity) -> dict[str, Zeros]:
+    """The cheapest weights go.
+
+    - ``obs``: SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774), the others make up for them. The layers
+      share the zeros by magnitude over their own mean square.
+    - ``wanda`` (Sun et al. 2023, arXiv:2306.11695): ``|W|`` times the norm of the input, row by row.
+    - ``magnitude``: by ``|W|``, all layers ranked together; ``layerwise``: the same share in every layer.
+    """
+    method = asked.method or ("obs" if any(layer.moments is not None for layer in layers) else "magnitude")
+    if method in ("layerwise", "wanda"):
+        shares = {layer.place.weight: asked.share for layer in layers}
+    else:
+        shares = _shares(layers, asked.share, scaled=method == "obs")
+    return {layer.place.weight: _of(layer, shares[layer.place.weight], method) for layer in layers}
+
+
+def _shares(layers: Sequence[Layer], share: float, *, scaled: bool) -> dict[str, float]:
+    """Share of zeros of each layer when all weights are ranked together."""
+    prices = [np.square(layer.weight.astype(np.float64)).ravel() for layer in layers]
+    if scaled:
+        prices = [p / max(float(p.mean()), 1e-30) for p in prices]
+    total = sum(p.size for p in prices)
+    count = round(share * total)
+    gone = [0] * len(prices)
+    open_, left = list(range(len(prices))), count
+    while open_ and left > 0:  # layers that reach the most are closed, the others take what they can't
+        every = np.concatenate([prices[i] for i in open_])
+        edge = np.partition(every, left - 1)[left - 1] if left <= every.size else np.inf
+        full = []
+        for i in open_:
+            gone[i] = int((prices[i] <= edge).sum())
+            limit = int(max(MOST, share) * prices[i].size)
+            if gone[i] > limit:
+                gone[i] = limit
+                full.append(i)
+        if not full:
+            break
+        open_ = [i for i in open_ if i not in full]
+        left = count - sum(gone[i] for i in range(len(prices)) if i not in open_)
+    return {layer.place.weight: gone[i] / max(1, prices[i].size) for i, layer in enumerate(layers)}
+
+
+def cheapest(prices: FloatArray, share: float) -> Bools:
+    """False at this share of the entries, the cheapest; of equals the first go."""
+    count = round(share * prices.size)
+    stay = np.ones(prices.size, np.bool_)
+    stay[np.argsort(prices.ravel(), kind="stable")[:count]] = False
+    return stay.reshape(prices.shape)
+
+
+def _of(layer: Layer, share: float, method: str) -> Zeros:
+    matrix = layer.matrix
+    moment = layer.full if method == "obs" else None
+    if moment is not None:
+        new, stay = np.empty(matrix.shape), np.empty(matrix.shape, np.bool_)
+        for g, part in enumerate(matrix):
+            new[g], stay[g] = surgeon.solve(part, surgeon.factor(moment[g]), lambda p, _: cheapest(p, share))
+        return finished(layer, stay, new, moment)
+    squares = layer.squares if method in ("obs", "wanda") else None
+    prices = np.square(matrix.astype(np.float64))
+    if squares is None:
+        return finished(layer, cheapest(prices, share), matrix, None)
+    prices = (prices * squares[:, None, :]).reshape(-1, prices.shape[-1])
+    stay = (
+        np.stack([cheapest(row, share) for row in prices]) if method == "wanda" else cheapest(prices, share)
+    )
+    return finished(layer, stay.reshape(matrix.shape), matrix, squares)
