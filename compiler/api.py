@@ -164,8 +164,9 @@ def plan(model: str | Path, *, keep: float = 0.5, shapes: Shapes | None = None, 
         model: the ONNX file.
         keep: share that stays, in (0, 1]; at least one unit of each group.
         shapes: input name -> whole shape, for dynamic dims.
-        options: ``criterion``, ``data``, ``align``, ``freeze``, ``seed`` and ``jobs``, as the flags. A
-            criterion that looks at activations gets made-up inputs without ``data``.
+        options: ``criterion``, ``data``, ``align``, ``freeze``, ``seed`` and ``jobs``, as the flags. Without
+            ``data`` units go by the size of their weights; a criterion that looks at activations gets
+            made-up inputs then, if it is asked for.
     """
     from condensec import io
     from condensec.passes import criteria
@@ -174,6 +175,8 @@ def plan(model: str | Path, *, keep: float = 0.5, shapes: Shapes | None = None, 
     from condensec.passes.select import unit_order
     from condensec.stages import job
 
+    if options.get("criterion") is None and options.get("data") is None:
+        options["criterion"] = "magnitude"
     config = configure(model=model, keep=keep, shape=dict(shapes or {}), **options)
     path = Path(model)
     evidence = None

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from models import mlp, random_feeds, run, save, save_samples
+from models import mlp, random_feeds, residual_cnn, run, save, save_samples
 
-from condensec import __version__, console
+from condensec import __version__, api, console
 from condensec.cli import main
 from condensec.commands import _COMMANDS
 from condensec.progress import Progress
@@ -365,3 +365,13 @@ def test_progress_elsewhere_is_plain_lines_or_silence(capsys: pytest.CaptureFixt
                 progress(step, Share(), None)
                 progress(step, object(), object())
         assert capsys.readouterr().err.splitlines() == wanted
+
+
+def test_a_plan_without_data_never_runs_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units go by their weights then; with data, or a criterion asked for, they go by what it says."""
+    path = save(residual_cnn(), tmp_path)
+    by_weights = api.plan(path, criterion="magnitude")
+    by_made_up = api.plan(path, criterion="obs")
+    assert by_weights.kept() != by_made_up.kept()
+    monkeypatch.setattr("condensec.runner.Session.__init__", None)
+    assert api.plan(path).kept() == by_weights.kept()

@@ -91,7 +91,7 @@ def plan(
         keep=checked.keep or 0.5,
         shapes=sample_shapes(model, shape),
         data=checked.data,
-        criterion=checked.criterion,
+        criterion=criterion,
         align=checked.align,
         freeze=checked.freeze,
         seed=checked.seed,
