@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import mlp, residual_cnn, save, save_samples
+from models import mlp, residual_cnn, save, save_samples, transformer_encoder
 from onnx import numpy_helper
 
 from condensec import api
@@ -298,3 +298,29 @@ def test_the_optimizer_keeps_zeros(kind: str) -> None:
         assert np.array_equal(optimizer.average[2:].reshape(2, 2) == 0, start == 0) == stays
         assert weights.views["b"].all()  # zeros of a weight that wasn't named are free
         assert weights.views["w"][0, 0] != 1.0
+
+
+def test_n_m_runs_along_the_rows_of_a_matmul_without_data_too(tmp_path: Path) -> None:
+    path = save(transformer_encoder(), tmp_path)
+    report = api.compress(path, output=tmp_path / "o", patterns="4:8", **FAST)
+    (found,) = report.patterns
+    assert (report.status, found.violations, found.share_reached) == ("ok", 0, 0.5)
+    before, after = weights(path), weights(tmp_path / "o" / "model.onnx")
+    changed = [n for n, w in after.items() if n in before and not np.array_equal(w, before[n])]
+    assert len(changed) == found.layers > 2
+    products = {i for n in onnx.load(path).graph.node if n.op_type == "MatMul" for i in n.input}
+    for name in products.intersection(changed):
+        groups = after[name].T.reshape(-1, 8)
+        assert np.all(np.count_nonzero(groups, axis=1) == 4)
+        assert np.any(
+            np.count_nonzero(after[name].reshape(-1, 8), axis=1) != 4
+        )  # the control: the other axis
+
+
+def test_training_keeps_the_zeros(model: Path, data: Path, tmp_path: Path) -> None:
+    options = {**FAST, "heal": "epochs=1,closed-form=off,lr=0.01,batch=8", "data": data}
+    report = api.compress(model, output=tmp_path / "o", patterns="unstructured=0.8:magnitude", **options)
+    (found,) = report.patterns
+    assert report.healing.steps > 0
+    assert found.healed_how == "epochs=1"  # the trained weights are those that were written
+    assert found.share_reached == pytest.approx(0.8, abs=1e-3)
