@@ -184,7 +184,7 @@ def pattern_text(result: PatternResult) -> str:
     """Zeros in the file written, and what they are worth."""
     asked = "" if result.reached else f" of {result.share_asked:.1%} asked for"
     sizes = f"{size(result.bytes)}, by zlib {size(result.compressed_bytes)}"
-    wrong = f", {result.violations} violations" if ":" in result.name else ""
+    wrong = f", {result.violations} violations" if not result.name.startswith("unstructured") else ""
     return (
         f"{result.name}: {result.share_reached:.1%}{asked} of {count(result.weights)} weights in "
         f"{result.layers} layers{wrong}; {sizes}, as sparse tensors {size(result.sparse_bytes)} (estimate); "
