@@ -15,8 +15,10 @@ import pytest
 from graph_builder import Builder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import residual_cnn, save, transformer_encoder
 from report_tools import full_report, large_report
 
+import condensec
 from condensec.report import GraphNode, LayerCut, html
 from condensec.report.drawing import BOX, PITCH, graph_drawing
 from condensec.report.layered import Layout, _monotone, layered
@@ -61,6 +63,18 @@ def test_a_layer_is_never_folded_and_nothing_else_has_to_be_one():
 def test_a_graph_nobody_could_read_is_not_drawn(monkeypatch):
     monkeypatch.setattr(stage, "MOST_BOXES", 6)
     assert diagram(residual(), LAYERS) == ()
+
+
+@pytest.mark.parametrize("make", [residual_cnn, transformer_encoder])
+def test_every_layer_of_a_real_report_has_its_box(make, tmp_path):
+    path = save(make(), tmp_path)
+    report = condensec.compress(path, keep=0.5, criterion="magnitude", dry_run=True)
+    boxes = {box.name: box for box in report.graph}
+    assert report.layers
+    assert {layer.name for layer in report.layers} <= set(boxes)
+    assert len(boxes) == len(report.graph) < report.model.nodes
+    drawing = str(graph_drawing(report))
+    assert drawing.count('class="box layer') == len(report.layers)
 
 
 def random_graph(draw: st.DrawFn) -> list[list[int]]:
