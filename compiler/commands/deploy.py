@@ -36,6 +36,7 @@ def emit(
     target: o.Target = None,
     data: o.Data = None,
     shape: o.Shape = None,
+    input: o.Input = None,
     quantize: o.Quantize = None,
     seed: o.Seed = None,
     jobs: o.Jobs = None,
@@ -45,7 +46,17 @@ def emit(
     verbose: o.Verbose = 0,
 ) -> None:
     """Write a model as each target's runtime wants it, without cutting anything."""
-    _emit(model, output, target=target, data=data, shape=shape, quantize=quantize, seed=seed, jobs=jobs)
+    _emit(
+        model,
+        output,
+        target=target,
+        data=data,
+        shape=shape,
+        input=input,
+        quantize=quantize,
+        seed=seed,
+        jobs=jobs,
+    )
 
 
 def quantize(
@@ -53,6 +64,7 @@ def quantize(
     target: o.Target = None,
     data: o.Data = None,
     shape: o.Shape = None,
+    input: o.Input = None,
     quantize: _Precision = "auto",
     seed: o.Seed = None,
     jobs: o.Jobs = None,
@@ -62,7 +74,17 @@ def quantize(
     verbose: o.Verbose = 0,
 ) -> None:
     """Write a model in lower precision for each target, where that is faster."""
-    _emit(model, output, target=target, data=data, shape=shape, quantize=quantize, seed=seed, jobs=jobs)
+    _emit(
+        model,
+        output,
+        target=target,
+        data=data,
+        shape=shape,
+        input=input,
+        quantize=quantize,
+        seed=seed,
+        jobs=jobs,
+    )
 
 
 def _emit(model: str, output: str | None, **options: Any) -> None:
@@ -82,11 +104,12 @@ def _emit(model: str, output: str | None, **options: Any) -> None:
     loaded = io.load(settings.model)
     signature = io.signature(loaded)
     if settings.data is not None:
-        given = samples.load(settings.data, signature, seed=settings.seed)
+        given = samples.load(settings.data, signature, seed=settings.seed, values=settings.input_values)
         given = samples.split(given, seed=settings.seed).calibration
     else:
-        shapes = runnable_shapes(settings.model, signature, settings.input_shapes)
-        given = samples.synthetic(signature, seed=settings.seed, shapes=shapes)
+        values = settings.input_values
+        shapes = runnable_shapes(settings.model, signature, settings.input_shapes, values)
+        given = samples.synthetic(signature, seed=settings.seed, shapes=shapes, values=values)
     check_output(folder)
     from condensec.hardware import emit as emission
 

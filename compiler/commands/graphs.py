@@ -92,6 +92,7 @@ def heal(
     val: o.Val = None,
     metric: o.MetricName = None,
     heal: _HowLong = "epochs=3",
+    input: o.Input = None,
     augment: o.Augment = None,
     loss: o.Loss = None,
     plan: _PlanFile = None,
@@ -117,7 +118,7 @@ def heal(
     refuse_overwriting(path, pruned, teacher)
     settings = configure(
         model=pruned, data=data, val=val, metric=metric, max_drop="inf", freeze=freeze, seed=seed, jobs=jobs,
-        augment=augment, loss=loss,
+        augment=augment, loss=loss, input=input,
     )  # fmt: skip
     slices = None if plan is None else read_plan(Path(plan)).slices
     result = _heal(settings, Path(teacher), spec, path, slices)
@@ -169,8 +170,13 @@ def _heal(settings: Config, teacher: Path, spec: Heal, path: Path, slices: Any) 
     names = [[[v.name for v in side] for side in (s.inputs, s.outputs)] for s in (signature, original)]
     if names[0] != names[1]:
         raise ModelError(f"{settings.model} and {teacher} don't have the same inputs and outputs")
-    given = samples.load(settings.data, signature, seed=settings.seed)
-    held = None if settings.val is None else samples.load(settings.val, signature, seed=settings.seed)
+    values = settings.input_values
+    given = samples.load(settings.data, signature, seed=settings.seed, values=values)
+    held = (
+        None
+        if settings.val is None
+        else samples.load(settings.val, signature, seed=settings.seed, values=values)
+    )
     splits = samples.split(given, held, seed=settings.seed)
     metric = resolve(settings.metric, splits.validation, signature)
     options = HealOptions(

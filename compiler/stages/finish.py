@@ -59,12 +59,7 @@ class Emitted:
 
 def feeds_of(job: Job, count: int) -> Feeds:
     """Real inputs for one call of ``count`` samples, or the model's own batch where it is fixed."""
-    samples = job.data.splits.calibration
-    fixed = next(
-        (s.shape[0] for s in job.loaded.signature.inputs if s.shape and isinstance(s.shape[0], int)), None
-    )
-    index = np.arange(fixed or count) % len(samples)
-    return {name: np.ascontiguousarray(array[index]) for name, array in samples.inputs.items()}
+    return job.loaded.signature.call(job.data.splits.calibration, count)
 
 
 def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:

@@ -198,5 +198,5 @@ def op_kind(analysis: Analysis, group: Group) -> str:
 
 def latency_models(job: Job) -> dict[str, LatencyModel]:
     """A latency model for each target."""
-    shapes = {name: (1, *sizes[1:]) for name, sizes in job.analysis.world.inputs.items()}
+    shapes = job.loaded.signature.sample_shapes(job.data.splits.calibration)
     return {target.name: latency_model(target, job.loaded.path, shapes) for target in job.targets}

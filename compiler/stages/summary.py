@@ -285,7 +285,7 @@ def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     units = means.units(job, counts)
     cut = prune(job.analysis, units, sha256=job.sha256)
     before = figures(job, job.analysis, job.loaded.path)
-    thin = analyze(cut.model, {n: (1, *s[1:]) for n, s in job.analysis.world.inputs.items()})
+    thin = analyze(cut.model, job.loaded.signature.sample_shapes(job.data.splits.calibration))
     gone = before.params - count_parameters(thin)
     how = dict.fromkeys(("params", "macs", "bytes"), "modelled")
     size = before.bytes - 4 * gone
