@@ -15,10 +15,10 @@ from condensec.report.model import Report
 from condensec.sparsity import asked
 from condensec.specs import UNIT_PATTERNS
 from condensec.stages import cycles, finish, goals, job, map_report, patterns, summary
-from condensec.stages.cycles import Means
 from condensec.stages.goals import Budgets
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job
+from condensec.stages.means import Means
 from condensec.stages.sensitivity import QUICK_SECONDS, WHOLE_SECONDS, sensitivity
 from condensec.stages.state import Checkpoints, Progress
 from condensec.stages.steps import Observer, Steps
@@ -121,8 +121,10 @@ def _means(
     order = unit_order(
         work.analysis, criteria.get(work.config.criterion), seed=work.config.seed, evidence=evidence
     )
-    if work.config.keep is None:
-        curves = sensitivity(work, order, steps, seconds=seconds, layers=layers)
+    layers = layers or bool(work.layers)
+    uniform = work.config.keep is not None  # every group alike: nothing to measure but which layers may go
+    if not uniform or layers:
+        curves = sensitivity(work, order, steps, seconds=seconds, layers=layers, groups=not uniform)
     return Means(order, curves, goals.widths_grid(work), budgets, healer, tuple(evidence.notes))
 
 

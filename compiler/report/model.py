@@ -326,11 +326,13 @@ class LossDetail:
         loss: output error, in the report's ``sensitivity_unit``.
         ci95: its 95% interval over the samples; None where outputs have no sample axis.
         metric: the metric, or None without labels.
+        similarity: of a layer: cosine between what goes into it and what comes out.
     """
 
     loss: float
     ci95: Interval | None = None
     metric: float | None = None
+    similarity: float | None = None
 
 
 @dataclass(frozen=True)

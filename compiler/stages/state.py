@@ -16,8 +16,11 @@ import numpy.typing as npt
 from condensec.errors import ConfigError
 from condensec.report.model import Cycle
 
-VERSION = 1
-_PLAIN = ("step", "strict", "failed", "gains", "correction", "heal_seconds", "rounds", "finished", "reached")
+VERSION = 2
+_PLAIN = (
+    *("step", "strict", "failed", "gains", "correction", "heal_seconds", "rounds", "finished", "reached"),
+    *("aim", "factors", "barred", "note"),
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Candidate:
     """One accepted model.
 
     Attributes:
-        counts: kept units by group id.
+        counts: kept units by group id; of a layer that may go 1, or 0 where it is taken out.
         units: kept unit indices by group id.
         weights: healed weights in the shapes of the cut, by name.
         metric: on validation samples.
@@ -47,6 +50,11 @@ class Progress:
         cycles: what was tried so far.
         step: current share of units a cycle.
         strict: every cycle has to keep the guard (one that was to be healed later couldn't be).
+        aim: where the cycles are going; empty: not chosen yet.
+        factors: how much more or less the loss of a group or layer counts than was measured of it alone;
+            None: not searched for yet.
+        barred: layers that couldn't be spared.
+        note: how the aim was chosen, for the report.
         failed: widths of the last cut that was rolled back; not tried again.
         gains: share of the latency that emission alone leaves, uncut, by limit.
         correction: measured over modelled latency, by limit.
@@ -61,6 +69,10 @@ class Progress:
     cycles: tuple[Cycle, ...] = ()
     step: float = 0.1
     strict: bool = False
+    aim: Mapping[str, int] = field(default_factory=dict)
+    factors: Mapping[str, float] | None = None
+    barred: Sequence[str] = ()
+    note: str = ""
     failed: Mapping[str, int] = field(default_factory=dict)
     gains: Mapping[str, float] = field(default_factory=dict)
     correction: Mapping[str, float] = field(default_factory=dict)

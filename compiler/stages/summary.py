@@ -17,7 +17,7 @@ from condensec.metrics import interval
 from condensec.passes.bodies import enters
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import Cut, prune
-from condensec.passes.select import Widths, choose
+from condensec.passes.widths import Widths, taken_out
 from condensec.report.model import (
     Budget,
     Check,
@@ -38,11 +38,12 @@ from condensec.report.model import (
     runs,
 )
 from condensec.runner import Session, runtime_version
-from condensec.stages.cycles import Means
+from condensec.stages import aims
 from condensec.stages.finish import Emitted, Proven
 from condensec.stages.goals import Budgets, count_parameters
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, find_groups, load_at
+from condensec.stages.means import Means
 from condensec.stages.sensitivity import map_fields
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps, peak_rss_mb
@@ -107,9 +108,7 @@ def figures(job: Job, analysis: Analysis, path: Path) -> Figures:
 def layer_cuts(job: Job, cut: Cut, counts: Mapping[str, int]) -> tuple[LayerCut, ...]:
     """What was cut in each weighted node."""
     analysis = job.analysis
-    dense, thin = Widths(analysis, ()), Widths(analysis, ())
-    for group in analysis.groups:
-        thin.assign(group, counts.get(group.id, group.size))
+    dense, thin = Widths(analysis, ()), Widths(analysis, ()).at(counts)
     kept = analysis.kept(cut.plan.kept())
     owner = {a.id: g.id for g in analysis.groups for a in g.atoms}
     found = []
@@ -117,17 +116,19 @@ def layer_cuts(job: Job, cut: Cut, counts: Mapping[str, int]) -> tuple[LayerCut,
         if cost.outputs is None:
             continue
         before, after = dense.shape(cost), thin.shape(cost)
+        gone = thin.removed(before.name)
         atoms = analysis.axes.atoms(cost.outputs)
         found.append(
             LayerCut(
                 name=before.name,
                 op=before.op,
                 before=before.out_channels,
-                after=after.out_channels,
+                after=0 if gone else after.out_channels,
                 macs_before=before.macs,
-                macs_after=after.macs,
+                macs_after=0 if gone else after.macs,
                 group=next((owner[a.id] for a in atoms if a.id in owner), ""),
-                kept=runs(int(i) for i in kept.indices(cost.outputs)),
+                kept=() if gone else runs(int(i) for i in kept.indices(cost.outputs)),
+                removed=gone,
                 reason=next((a.frozen for a in atoms if a.frozen), ""),
             )
         )
@@ -309,10 +310,10 @@ def conclude(
 
 def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     """What would be cut, without healing or writing anything: figures are planned, not measured."""
-    choice = choose(job.analysis, means.sensitivity, means.budgets.goals(progress.correction), means.grid)
-    counts = means.uniform() if job.config.keep is not None else dict(choice.counts)
-    units = means.units(job, counts)
-    cut = prune(job.analysis, units, sha256=job.sha256)
+    aimed = progress if job.config.keep is not None else aims.aimed(job, means, steps, progress)
+    counts = means.uniform(job.config.keep) if job.config.keep is not None else dict(aimed.aim)
+    out = taken_out(job.analysis, counts)
+    cut = prune(job.analysis, means.units(job, counts), layers=out, sha256=job.sha256)
     before = figures(job, job.analysis, job.loaded.path)
     thin = analyze(cut.model, {n: (1, *s[1:]) for n, s in job.analysis.world.inputs.items()})
     gone = before.params - count_parameters(thin)
