@@ -14,7 +14,7 @@ from condensec.passes.sensitivity import Sensitivity
 from condensec.report.model import Report
 from condensec.sparsity import asked
 from condensec.specs import UNIT_PATTERNS
-from condensec.stages import cycles, finish, goals, job, map_report, patterns, summary
+from condensec.stages import cycles, finish, front, goals, job, map_report, patterns, summary
 from condensec.stages.goals import Budgets
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job
@@ -82,6 +82,7 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
         "report", summary.conclude, work, means, progress, cut, proven, emitted, steps, staging
     )
     report = patterns.told(report, zeros, staging / "model.onnx")
+    report = front.told(work, report, front.write(work, steps, progress, models, staging))
     finish.publish(work, cut, report, staging)
     checkpoints.clear()
     return report

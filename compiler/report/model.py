@@ -382,6 +382,36 @@ class PatternResult:
 
 
 @dataclass(frozen=True)
+class FrontPoint:
+    """One model along the front of ``--pareto``.
+
+    Attributes:
+        n: number, the largest model first.
+        ratio: its latency over the original's, on `target`.
+        macs, params: of the model.
+        metric: of the emitted graph, on the samples of `Report.after`.
+        verified: how the ratio was got.
+        file: the emitted graph, relative to the output folder; the healed one is beside its folder.
+        target: whose latency and graph these are: the first one asked for.
+        ci95: 95% interval of `ratio`.
+        metric_validation: what the guard saw.
+        bytes: size of the file.
+    """
+
+    n: int
+    ratio: float
+    macs: int
+    params: int
+    metric: float | None
+    verified: str
+    file: str
+    target: str = ""
+    ci95: Interval | None = None
+    metric_validation: float | None = None
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything one compile found out. See the module for the words that say how a figure was got.
 
@@ -396,6 +426,7 @@ class Report:
         sensitivity_samples: samples that the map was measured on.
         timings: stage -> seconds, in the order of the line, ending with ``total``.
         stage_rss_mb: stage -> peak resident memory in MiB when the stage ended.
+        pareto: models on the way to this one, the largest first (``--pareto``).
         plan_sha256: `Plan.digest` of the plan that was carried out.
         command: the exact command line.
         created: when the run ended, ISO 8601 with zone.
@@ -426,6 +457,7 @@ class Report:
     frozen: tuple[FrozenAxis, ...] = ()
     layers: tuple[LayerCut, ...] = ()
     patterns: tuple[PatternResult, ...] = ()
+    pareto: tuple[FrontPoint, ...] = ()
     plan_sha256: str = ""
     command: str = ""
     version: str = ""

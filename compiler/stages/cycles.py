@@ -88,6 +88,7 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
         progress,
         best=best,
         safe=best if safe else progress.safe,
+        front=(*progress.front, best) if safe and job.config.pareto else progress.front,
         finished=choice.reached,
         reached=choice.reached,
     )

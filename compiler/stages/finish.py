@@ -237,6 +237,7 @@ def publish(job: Job, cut: Cut, report: Report, staging: Path) -> None:
     (staging / "condensec.toml").write_text(job.config.to_toml(), encoding="utf-8")
     write_html(report, staging / "report.html")
     (staging / "report.json").write_text(report.dumps(), encoding="utf-8")
+    shutil.rmtree(folder / "pareto", ignore_errors=True)  # of an earlier run
     for source in sorted(staging.rglob("*"), key=lambda p: (p.name == "report.json", str(p))):
         if source.is_file():
             target = folder / source.relative_to(staging)

@@ -305,6 +305,7 @@ def conclude(
         groups=group_summaries(cut.plan),
         layers=layer_cuts(job, cut, progress.safe.counts),
         plan_sha256=cut.plan.digest(),
+        notes=(*report.notes, *filter(None, (progress.note,))),
     )
 
 
@@ -320,14 +321,16 @@ def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     how = dict.fromkeys(("params", "macs", "bytes"), "modelled")
     size = before.bytes - 4 * gone
     after = Figures(before.params - gone, thin.macs(), size, None, before.nodes, how)
+    report = started(job, means, steps)
     return replace(
-        started(job, means, steps),
+        report,
         status="dry_run",
         before=before,
         after=after,
         groups=group_summaries(cut.plan),
         layers=layer_cuts(job, cut, counts),
         plan_sha256=cut.plan.digest(),
+        notes=(*report.notes, *filter(None, (aimed.note,))),
     )
 
 
