@@ -17,9 +17,10 @@ import numpy as np
 from condensec.data import Samples
 from condensec.errors import HealError
 from condensec.passes.allocate import allocate, weighted
+from condensec.passes.fidelity import output_error
 from condensec.passes.prune import prune, with_weights
 from condensec.passes.select import Choice, choose
-from condensec.passes.sensitivity import Sensitivity, output_error
+from condensec.passes.sensitivity import Sensitivity
 from condensec.passes.widths import Goal, items_of, taken_out, whole
 from condensec.runner import Session
 from condensec.stages.job import Job
