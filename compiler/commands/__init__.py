@@ -23,6 +23,7 @@ _COMMANDS = {
     "report": ("info", "report"),
     "targets": ("info", "targets"),
     "doctor": ("info", "doctor"),
+    "cache": ("builds", "cache"),
 }
 
 
