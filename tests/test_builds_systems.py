@@ -1,4 +1,4 @@
-"""The examples of build systems: CMake, Make and Ninja built for real; Bazel, the Action and others parsed."""
+"""The examples of build systems: CMake, Make and Ninja built for real; Bazel, the Action and more parsed."""
 
 from __future__ import annotations
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from condensec import console
 from condensec.commands import options as o
 from condensec.commands.tables import table
+
+if TYPE_CHECKING:
+    from condensec.builds.gate import Judgement
+    from condensec.builds.rules import Rule
 
 
 def _option(flag: str, metavar: str, text: str, *more: str) -> Any:
@@ -96,40 +100,48 @@ def check(
 ) -> int:
     """Fail (exit code 3) if a model breaks its budget of size, latency or accuracy."""
     from condensec.builds.gate import judge
-    from condensec.builds.rules import FILE, read_rules, rule
-    from condensec.errors import ConfigError
 
     options = {
         "budget": budget, "against": against, "max_drop": max_drop, "data": data, "metric": metric,
         "target": target, "shape": shape, "jobs": jobs,
     }  # fmt: skip
-    if models:
-        if config is not None:
-            raise ConfigError("--config lists the models itself", hint="leave out MODEL, or --config")
-        rules = [rule(model, options) for model in models]
-    elif any(value for value in options.values()):
-        raise ConfigError("no model given", hint="condensec check MODEL.onnx --budget 'size<=4MB'")
-    else:
-        rules = list(read_rules(Path(config or FILE)))
     judged = []
-    for one in rules:
-        console.current().progress(f"checking {one.model}")
-        judged.append(judge(one))
+    for rule in _rules(models, options, config):
+        console.current().progress(f"checking {rule.model}")
+        judged.append(judge(rule))
+    passed = all(found.kept for found in judged)
+    document = {"schema": 1, "passed": passed, "models": [found.to_json() for found in judged]}
+    console.current().result(_verdicts(judged), document)
+    return 0 if passed else 3
+
+
+def _rules(models: list[str] | None, options: dict[str, Any], config: str | None) -> list[Rule]:
+    """What is to be checked: the models named, or those of a file."""
+    from condensec.builds.rules import FILE, read_rules, rule
+    from condensec.errors import ConfigError
+
+    if models and config is not None:
+        raise ConfigError("--config lists the models itself", hint="leave out MODEL, or --config")
+    if models:
+        return [rule(model, options) for model in models]
+    if any(options.values()):
+        raise ConfigError("no model given", hint="condensec check MODEL.onnx --budget 'size<=4MB'")
+    return list(read_rules(Path(config or FILE)))
+
+
+def _verdicts(judged: list[Judgement]) -> str:
     rows = [
         (
             found.model if number == 0 else "",
-            v.budget,
-            _figure(v.value, v.unit),
-            v.how,
-            "kept" if v.kept else "BROKEN",
+            one.budget,
+            _figure(one.value, one.unit),
+            one.how,
+            "kept" if one.kept else "BROKEN",
         )
         for found in judged
-        for number, v in enumerate(found.verdicts)
+        for number, one in enumerate(found.verdicts)
     ]
-    passed = all(found.kept for found in judged)
-    document = {"schema": 1, "passed": passed, "models": [found.to_json() for found in judged]}
-    console.current().result(table(("model", "budget", "is", "got by", ""), rows), document)
-    return 0 if passed else 3
+    return table(("model", "budget", "is", "got by", ""), rows)
 
 
 def _figure(value: float, unit: str) -> str:
