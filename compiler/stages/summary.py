@@ -17,7 +17,7 @@ from condensec.metrics import interval
 from condensec.passes.bodies import enters
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import Cut, prune
-from condensec.passes.select import Widths, choose
+from condensec.passes.select import choose
 from condensec.report.model import (
     Budget,
     Check,
@@ -27,7 +27,6 @@ from condensec.report.model import (
     Guard,
     Healing,
     Latency,
-    LayerCut,
     MetricValue,
     ModelInfo,
     Report,
@@ -35,10 +34,10 @@ from condensec.report.model import (
     Untrained,
     Verification,
     group_summaries,
-    runs,
 )
 from condensec.runner import Session, runtime_version
 from condensec.stages.cycles import Means
+from condensec.stages.diagram import diagram, layer_cuts
 from condensec.stages.finish import Emitted, Proven
 from condensec.stages.goals import Budgets, count_parameters
 from condensec.stages.heal import Healer
@@ -102,36 +101,6 @@ def figures(job: Job, analysis: Analysis, path: Path) -> Figures:
         metric=metric_on_test(job, path),
         nodes=sum(1 for node in analysis.model.graph if not enters(node)),
     )
-
-
-def layer_cuts(job: Job, cut: Cut, counts: Mapping[str, int]) -> tuple[LayerCut, ...]:
-    """What was cut in each weighted node."""
-    analysis = job.analysis
-    dense, thin = Widths(analysis, ()), Widths(analysis, ())
-    for group in analysis.groups:
-        thin.assign(group, counts.get(group.id, group.size))
-    kept = analysis.kept(cut.plan.kept())
-    owner = {a.id: g.id for g in analysis.groups for a in g.atoms}
-    found = []
-    for cost in analysis.context.costs:
-        if cost.outputs is None:
-            continue
-        before, after = dense.shape(cost), thin.shape(cost)
-        atoms = analysis.axes.atoms(cost.outputs)
-        found.append(
-            LayerCut(
-                name=before.name,
-                op=before.op,
-                before=before.out_channels,
-                after=after.out_channels,
-                macs_before=before.macs,
-                macs_after=after.macs,
-                group=next((owner[a.id] for a in atoms if a.id in owner), ""),
-                kept=runs(int(i) for i in kept.indices(cost.outputs)),
-                reason=next((a.frozen for a in atoms if a.frozen), ""),
-            )
-        )
-    return tuple(found)
 
 
 def verification(proven: Proven, cut: Cut, targets: Mapping[str, TargetResult]) -> Verification:
@@ -288,6 +257,7 @@ def conclude(
     after = figures(job, find_groups(job.config, load_at(model), job.data), model)
     targets = target_results(job, emitted, progress.gains, staging)
     budgets = budget_results(means.budgets, targets, before, after)
+    layers = layer_cuts(job, cut, progress.safe.counts)
     met = all(b.met for b in budgets) or not means.budgets.asked
     report = started(job, means, steps)
     return replace(
@@ -302,7 +272,8 @@ def conclude(
         guard=guard_result(job, progress.safe.metric),
         healing=healing_result(means.healer, progress, steps),
         groups=group_summaries(cut.plan),
-        layers=layer_cuts(job, cut, progress.safe.counts),
+        layers=layers,
+        graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
     )
 
@@ -319,13 +290,15 @@ def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     how = dict.fromkeys(("params", "macs", "bytes"), "modelled")
     size = before.bytes - 4 * gone
     after = Figures(before.params - gone, thin.macs(), size, None, before.nodes, how)
+    layers = layer_cuts(job, cut, counts)
     return replace(
         started(job, means, steps),
         status="dry_run",
         before=before,
         after=after,
         groups=group_summaries(cut.plan),
-        layers=layer_cuts(job, cut, counts),
+        layers=layers,
+        graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
     )
 
