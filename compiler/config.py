@@ -53,6 +53,7 @@ class Config:
         targets: names, in the user's order.
         budgets: all have to be met; empty if none was asked for.
         keep: share of every group's units that stays, in place of a budget.
+        pareto: so many models along the way are written, too.
         align: overrides the targets' alignment; 1 = any count.
         max_drop: points of the metric that may be lost; infinite = no guard.
         data: path or ``module:callable`` (from Python also arrays, samples or a callable); None = data-free.
@@ -80,6 +81,7 @@ class Config:
     targets: tuple[str, ...] = ("host",)
     budgets: tuple[Budget, ...] = ()
     keep: float | None = None
+    pareto: int | None = None
     align: int | None = None
     max_drop: float = DEFAULT_MAX_DROP
     data: Any = None
@@ -111,6 +113,7 @@ class Config:
             "target": list(self.targets),
             "budget": [str(b) for b in self.budgets],
             "keep": self.keep,
+            "pareto": self.pareto,
             "align": self.align,
             "max-drop": self.max_drop,
             "data": _absolute(self.data),
@@ -166,10 +169,17 @@ def configure(*, config: str | Path | None = None, command: str = "", **options:
 def _check_together(config: Config, max_drop_given: bool) -> None:
     if config.keep is not None and config.budgets:
         raise ConfigError("--keep and --budget exclude each other", hint="use one of them")
-    if (config.keep is not None or config.budgets) and not set(config.patterns) & set(UNIT_PATTERNS):
+    if config.pareto is not None and (config.keep is not None or config.step >= 1):
+        raise ConfigError(
+            f"--pareto {config.pareto} needs cycles, and there is only one",
+            hint="leave out --keep and --step 1",
+        )
+    if (config.keep is not None or config.budgets or config.pareto) and not set(config.patterns) & set(
+        UNIT_PATTERNS
+    ):
         raise ConfigError(
             f"--patterns {','.join(config.patterns)} takes no units out, so there is nothing to budget",
-            hint="add channels,heads,neurons to --patterns, or leave out --budget and --keep",
+            hint="add channels,heads,neurons to --patterns, or leave out --budget, --keep and --pareto",
         )
     if config.val is not None and config.data is None:
         raise ConfigError("--val needs --data", hint="give the samples to calibrate with as --data")
@@ -351,6 +361,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "target": _targets,
     "budget": lambda value: tuple(parse_budget(text) for text in _texts("--budget", value)),
     "keep": _number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
+    "pareto": _whole("--pareto", 1),
     "align": _whole("--align", 1),
     "max_drop": _number("--max-drop", "points of the metric, at least 0 (inf = no guard)", lambda v: v >= 0),
     "data": _asis,

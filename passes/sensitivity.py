@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from condensec.passes.closing import close_bodies
 from condensec.passes.groups import Analysis, Group
 from condensec.passes.layers import Layer, take_out
 from condensec.passes.segments import Batch, Frontier, Line, Segment, behind
+from condensec.passes.similarity import similarities
 from condensec.passes.sites import sites
 from condensec.passes.supergraph import build
 from condensec.runner import Session
@@ -27,6 +28,7 @@ MEASURED_PER_SECOND = 1e10  # the same where all but a few masks can be fused
 MOST = 256  # samples; more change the curves little
 BATCH = 32  # samples a call, where the model's batch is open
 WRONG = 1e6  # the loss of outputs that aren't numbers
+TIE = 1e-9  # what similarity counts beside a loss
 Progress = Callable[[str, float], None]
 Metric = Callable[[Outputs, Samples], float]
 
@@ -60,11 +62,19 @@ class LayerLoss:
         loss: output error, relative to the outputs' variance.
         deviation: its standard error; NaN where it isn't known.
         metric: the metric, or None without labels.
+        similarity: cosine between what goes into the block and what comes out, mean over samples
+            (Men et al. 2024, ShortGPT, arXiv:2403.03853); 1: it adds nothing. NaN where it isn't known.
     """
 
     loss: float
     deviation: float = float("nan")
     metric: float | None = None
+    similarity: float = float("nan")
+
+    @property
+    def price(self) -> float:
+        """The loss; of equal ones the block that changes its input least comes first."""
+        return self.loss + (0.0 if np.isnan(self.similarity) else TIE * (1 - self.similarity))
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,12 @@ class Sensitivity:
     seconds: float
     layers: Mapping[str, LayerLoss] = field(default_factory=dict)
     reused: float = 0.0
+
+    def loss(self, name: str, count: float) -> float:
+        """Loss with ``count`` units of a group kept, or with a layer there (1) or taken out (0)."""
+        if name in self.curves:
+            return self.curves[name].at(count)
+        return 0.0 if count else self.layers[name].price
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """Group id -> kept share -> loss."""
@@ -106,6 +122,7 @@ def measure(
     seconds: float = 20.0,
     most: int = MOST,
     layers: bool = False,
+    groups: bool = True,
     metric: Metric | None = None,
     reuse: bool = True,
     progress: Progress | None = None,
@@ -121,12 +138,17 @@ def measure(
         seconds: about how long it may take; fewer samples are used where the model is large.
         most: samples at most.
         layers: measure the removal of each layer, too.
+        groups: measure the groups.
         metric: computed beside the output error.
         reuse: compute what lies in front of a mask once.
         progress: told (group id, share done).
     """
     start = time.monotonic()
-    work = _Work(analysis, order, ratios, layers, reuse)
+    subjects: list[Group | Layer] = [
+        *(analysis.groups if groups else ()),
+        *(analysis.layers if layers else ()),
+    ]
+    work = _Work(analysis, order, ratios, subjects, reuse)
     samples = samples.first(min(most, affordable(work.macs, 1, seconds, rate=MEASURED_PER_SECOND)))
     run = _Run(work, samples, threads, metric, progress)
     curves, removed = run.go()
@@ -141,13 +163,12 @@ class _Work:
         analysis: Analysis,
         order: Mapping[str, npt.NDArray[np.int64]],
         ratios: Sequence[float],
-        layers: bool,
+        subjects: Sequence[Group | Layer],
         reuse: bool,
     ) -> None:
-        self.analysis, self.order = analysis, order
+        self.analysis, self.order, self.subjects = analysis, order, subjects
         self.line = Line(analysis)
         self.counts = {g.id: _ladder(g, ratios) for g in analysis.groups}
-        self.subjects: list[Group | Layer] = [*analysis.groups, *(analysis.layers if layers else ())]
         self.positions = [self._first(s) if reuse else 0 for s in self.subjects]
         rungs = [len(self.counts[s.id]) if isinstance(s, Group) else 1 for s in self.subjects]
         whole = self.line.work(0)
@@ -209,9 +230,10 @@ class _Run:
                         self._progress(subject, done / len(work.subjects))
         finally:
             frontier.close()
+        alike = similarities(analysis, self._batches, self._threads) if layers else {}
         return (
-            {g.id: curves[g.id] for g in analysis.groups},
-            {x.id: layers[x.id] for x in analysis.layers if x.id in layers},
+            {g.id: curves[g.id] for g in analysis.groups if g.id in curves},
+            {x.id: replace(layers[x.id], similarity=alike[x.id]) for x in analysis.layers if x.id in layers},
         )
 
     def _segment(self, segment: Segment, frontier: Frontier) -> Iterator[tuple[str, Curve | LayerLoss]]:

@@ -60,6 +60,7 @@ def compress(
     seed: o.Seed = None,
     jobs: o.Jobs = None,
     config: o.ConfigFile = None,
+    pareto: o.Pareto = None,
     output: o.OutputFolder = None,
     resume: o.Resume = False,
     dry_run: o.DryRun = False,

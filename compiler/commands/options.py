@@ -38,6 +38,10 @@ Budget = Annotated[
 Keep = Annotated[
     str | None, _text("--keep", "X", "Instead of a budget: keep this share of every group's units.", WHAT)
 ]
+Pareto = Annotated[
+    str | None,
+    _text("--pareto", "N", "Write N models along the front of metric and latency, too: DIR/pareto/NN.", OUT),
+]
 MaxDrop = Annotated[
     str | None,
     _text(
@@ -112,8 +116,8 @@ Patterns = Annotated[
     _text(
         "--patterns",
         "LIST",
-        "What may be cut; unstructured=0.9 or 2:4 set weights to zero afterwards."
-        " Default: channels,heads,neurons.",
+        "What may be cut: channels, heads, neurons (the default), layers; unstructured=0.9 or 2:4 set weights"
+        " to zero afterwards.",
         HOW,
     ),
 ]

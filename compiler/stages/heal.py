@@ -13,6 +13,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from condensec import io
+from condensec.data import Samples
 from condensec.healing import HealOptions, HealResult, closed_form, environment, heal
 from condensec.healing.augment import resolve as resolve_augment
 from condensec.passes.prune import Cut, with_weights
@@ -122,10 +123,10 @@ class Healer:
     def _left(self, progress: Progress) -> float:
         return max(0.0, 60 * (self.spec.minutes or 0.0) - progress.heal_seconds)
 
-    def repair(self, cut: Cut, weights: Weights) -> Healed:
-        """Closed form: least squares on calibration activations against the original."""
+    def repair(self, cut: Cut, weights: Weights, samples: Samples | None = None) -> Healed:
+        """Closed form: least squares on calibration activations (or on others) against the original."""
         student = with_weights(cut.model, weights)
-        samples = self._job.data.splits.calibration.first(REPAIR_SAMPLES)
+        samples = samples or self._job.data.splits.calibration.first(REPAIR_SAMPLES)
         # thousands of small systems: BLAS threads would spend their time waiting for one another
         with threadpool_limits(1, user_api="blas"):
             result = closed_form.repair(

@@ -20,9 +20,11 @@ from condensec.hardware.target import Target, get
 from condensec.metrics import Metric, resolve
 from condensec.passes.evidence import Evidence
 from condensec.passes.groups import Analysis, analyze
+from condensec.passes.layers import Layer
 from condensec.passes.sensitivity import affordable
 from condensec.probe import runnable_shapes
 from condensec.runner import Session
+from condensec.specs import LAYERS
 
 T = TypeVar("T")
 Outputs = Mapping[str, npt.NDArray[Any]]
@@ -109,8 +111,14 @@ class Job:
         return self.config.step >= 1 or self.config.keep is not None
 
     def full_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Kept units of every group, whole ones included."""
-        return {g.id: counts.get(g.id, g.size) for g in self.analysis.groups}
+        """Kept units of every group, whole ones included; 1 or 0 of every layer, where layers may go."""
+        groups = {g.id: counts.get(g.id, g.size) for g in self.analysis.groups}
+        return {**groups, **{layer.id: counts.get(layer.id, 1) for layer in self.layers}}
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers that may be taken out."""
+        return self.analysis.layers if LAYERS in self.config.patterns else ()
 
     def judge(self, model: ir.Model) -> float:
         """The metric of a model on validation samples; NaN where its outputs can't be judged."""

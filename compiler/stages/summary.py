@@ -17,7 +17,7 @@ from condensec.metrics import interval
 from condensec.passes.bodies import enters
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import Cut, prune
-from condensec.passes.select import choose
+from condensec.passes.widths import taken_out
 from condensec.report.model import (
     Budget,
     Check,
@@ -36,12 +36,13 @@ from condensec.report.model import (
     group_summaries,
 )
 from condensec.runner import Session, runtime_version
-from condensec.stages.cycles import Means
+from condensec.stages import aims
 from condensec.stages.diagram import diagram, layer_cuts
 from condensec.stages.finish import Emitted, Proven
 from condensec.stages.goals import Budgets, count_parameters
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, find_groups, load_at
+from condensec.stages.means import Means
 from condensec.stages.sensitivity import map_fields
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps, peak_rss_mb
@@ -275,15 +276,16 @@ def conclude(
         layers=layers,
         graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
+        notes=(*report.notes, *filter(None, (progress.note,))),
     )
 
 
 def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     """What would be cut, without healing or writing anything: figures are planned, not measured."""
-    choice = choose(job.analysis, means.sensitivity, means.budgets.goals(progress.correction), means.grid)
-    counts = means.uniform() if job.config.keep is not None else dict(choice.counts)
-    units = means.units(job, counts)
-    cut = prune(job.analysis, units, sha256=job.sha256)
+    aimed = progress if job.config.keep is not None else aims.aimed(job, means, steps, progress)
+    counts = means.uniform(job.config.keep) if job.config.keep is not None else dict(aimed.aim)
+    out = taken_out(job.analysis, counts)
+    cut = prune(job.analysis, means.units(job, counts), layers=out, sha256=job.sha256)
     before = figures(job, job.analysis, job.loaded.path)
     thin = analyze(cut.model, {n: (1, *s[1:]) for n, s in job.analysis.world.inputs.items()})
     gone = before.params - count_parameters(thin)
@@ -291,8 +293,9 @@ def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     size = before.bytes - 4 * gone
     after = Figures(before.params - gone, thin.macs(), size, None, before.nodes, how)
     layers = layer_cuts(job, cut, counts)
+    report = started(job, means, steps)
     return replace(
-        started(job, means, steps),
+        report,
         status="dry_run",
         before=before,
         after=after,
@@ -300,6 +303,7 @@ def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
         layers=layers,
         graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
+        notes=(*report.notes, *filter(None, (aimed.note,))),
     )
 
 
