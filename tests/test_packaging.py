@@ -20,6 +20,7 @@ UPSTAIRS = (
     "condensec.api",
     "condensec.cli",
     "condensec.commands",
+    "condensec.builds",
     "condensec.__main__",
 )
 

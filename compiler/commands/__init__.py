@@ -23,6 +23,9 @@ _COMMANDS = {
     "report": ("info", "report"),
     "targets": ("info", "targets"),
     "doctor": ("info", "doctor"),
+    "check": ("builds", "check"),
+    "cache": ("builds", "cache"),
+    "cmake-dir": ("builds", "cmake_dir"),
 }
 
 

@@ -153,6 +153,15 @@ OutputFolder = Annotated[
 ]
 Resume = Annotated[bool, _switch("--resume", "Go on with an interrupted run.")]
 DryRun = Annotated[bool, _switch("--dry-run", "Measure and plan; write nothing.")]
+NoCache = Annotated[bool, _switch("--no-cache", "Compute anew, even if the same was computed before.")]
+Depfile = Annotated[
+    str | None,
+    _text("--depfile", "FILE", "Write which files were read, as a rule for Make and Ninja.", OUT),
+]
+DepfileTarget = Annotated[
+    str | None,
+    _text("--depfile-target", "NAME", "The rule's target. Default: the file that is written last.", OUT),
+]
 Json = Annotated[bool, _switch("--json", "One JSON document on stdout.")]
 Quiet = Annotated[bool, _switch("--quiet", "No progress.", OUT, "-q")]
 Verbose = Annotated[

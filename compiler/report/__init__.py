@@ -12,7 +12,6 @@ from condensec.report.model import (
     Cycle,
     DataSummary,
     Figures,
-    FrontPoint,
     GraphRun,
     GroupSummary,
     Guard,
@@ -30,6 +29,7 @@ from condensec.report.model import (
     runs,
     write_text,
 )
+from condensec.report.values import GraphNode, NodeTime, ParetoPoint
 
 __all__ = [
     "EMULATED",
@@ -43,7 +43,7 @@ __all__ = [
     "Cycle",
     "DataSummary",
     "Figures",
-    "FrontPoint",
+    "GraphNode",
     "GraphRun",
     "GroupSummary",
     "Guard",
@@ -52,6 +52,8 @@ __all__ = [
     "LayerCut",
     "MetricValue",
     "ModelInfo",
+    "NodeTime",
+    "ParetoPoint",
     "Report",
     "TargetResult",
     "Untrained",

@@ -23,6 +23,7 @@ from typing import Any
 from condensec.errors import ConfigError
 from condensec.plan import FrozenAxis, Plan
 from condensec.report.codec import decode, encode
+from condensec.report.values import GraphNode, NodeTime, ParetoPoint
 
 SCHEMA = 1
 MEASURED, EMULATED, PARSED, MODELLED = "measured", "emulated", "parsed", "modelled"
@@ -127,6 +128,8 @@ class TargetResult:
         metric: the metric's value with the emitted graph, on the same split as `Report.after`.
         latency_how: how the latency was got, when that differs from `verified`; empty = the same.
         unavailable: why the target could not be served; empty = it was.
+        nodes: what single nodes take, slowest of the original first; measured in one profiled run each, so
+            for comparing nodes with each other: profiling makes all of them slower.
     """
 
     verified: str = MEASURED
@@ -142,6 +145,7 @@ class TargetResult:
     description: str = ""
     unavailable: str = ""
     notes: tuple[str, ...] = ()
+    nodes: tuple[NodeTime, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -382,36 +386,6 @@ class PatternResult:
 
 
 @dataclass(frozen=True)
-class FrontPoint:
-    """One model along the front of ``--pareto``.
-
-    Attributes:
-        n: number, the largest model first.
-        ratio: its latency over the original's, on `target`.
-        macs, params: of the model.
-        metric: of the emitted graph, on the samples of `Report.after`.
-        verified: how the ratio was got.
-        file: the emitted graph, relative to the output folder; the healed one is beside its folder.
-        target: whose latency and graph these are: the first one asked for.
-        ci95: 95% interval of `ratio`.
-        metric_validation: what the guard saw.
-        bytes: size of the file.
-    """
-
-    n: int
-    ratio: float
-    macs: int
-    params: int
-    metric: float | None
-    verified: str
-    file: str
-    target: str = ""
-    ci95: Interval | None = None
-    metric_validation: float | None = None
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Report:
     """Everything one compile found out. See the module for the words that say how a figure was got.
 
@@ -424,6 +398,7 @@ class Report:
         sensitivity_detail: the same with intervals and metric, where it was measured.
         layer_sensitivity: residual block, by its last node -> loss when it is taken out whole.
         sensitivity_samples: samples that the map was measured on.
+        graph: the original's graph as boxes in topological order; empty where it would be too large to draw.
         timings: stage -> seconds, in the order of the line, ending with ``total``.
         stage_rss_mb: stage -> peak resident memory in MiB when the stage ended.
         pareto: models on the way to this one, the largest first (``--pareto``).
@@ -457,7 +432,8 @@ class Report:
     frozen: tuple[FrozenAxis, ...] = ()
     layers: tuple[LayerCut, ...] = ()
     patterns: tuple[PatternResult, ...] = ()
-    pareto: tuple[FrontPoint, ...] = ()
+    pareto: tuple[ParetoPoint, ...] = ()
+    graph: tuple[GraphNode, ...] = ()
     plan_sha256: str = ""
     command: str = ""
     version: str = ""

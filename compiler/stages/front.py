@@ -14,7 +14,8 @@ from condensec.hardware import bench
 from condensec.hardware.latency import LatencyModel
 from condensec.passes.groups import analyze
 from condensec.passes.prune import Cut
-from condensec.report.model import FrontPoint, Report
+from condensec.report.model import Report
+from condensec.report.values import ParetoPoint
 from condensec.stages.cycles import final_cut, macs_share
 from condensec.stages.finish import emit_target, prove
 from condensec.stages.goals import count_parameters
@@ -55,7 +56,7 @@ def write(
     progress: Progress,
     models: Mapping[str, LatencyModel],
     staging: Path,
-) -> tuple[FrontPoint, ...]:
+) -> tuple[ParetoPoint, ...]:
     """Prove, emit and measure the models along the front, each in a folder ``pareto/NN`` of its own."""
     count = job.config.pareto
     if not count:
@@ -72,7 +73,7 @@ def write(
 
 def _point(
     job: Job, one: Candidate, number: int, models: Mapping[str, LatencyModel], staging: Path
-) -> FrontPoint:
+) -> ParetoPoint:
     cut, healed = final_cut(job, one)
     prove(job, cut, healed)
     folder = staging / FOLDER / f"{number:02d}"
@@ -87,7 +88,7 @@ def _point(
         assert emitted.predicted is not None
         before, after = emitted.predicted
         ratio, ci95, how = after / max(before, 1e-12), None, target.verified
-    return FrontPoint(
+    return ParetoPoint(
         n=number,
         ratio=ratio,
         macs=round(macs_share(job, one.counts) * job.analysis.macs()),
@@ -107,7 +108,7 @@ def _parameters(job: Job, cut: Cut, healed: ir.Model) -> int:
     return count_parameters(analyze(healed, shapes))
 
 
-def told(job: Job, report: Report, points: Sequence[FrontPoint]) -> Report:
+def told(job: Job, report: Report, points: Sequence[ParetoPoint]) -> Report:
     """The report with the front, and why it has fewer models than were asked for."""
     if not job.config.pareto:
         return report

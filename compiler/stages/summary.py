@@ -17,7 +17,7 @@ from condensec.metrics import interval
 from condensec.passes.bodies import enters
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import Cut, prune
-from condensec.passes.widths import Widths, taken_out
+from condensec.passes.widths import taken_out
 from condensec.report.model import (
     Budget,
     Check,
@@ -27,7 +27,6 @@ from condensec.report.model import (
     Guard,
     Healing,
     Latency,
-    LayerCut,
     MetricValue,
     ModelInfo,
     Report,
@@ -35,10 +34,10 @@ from condensec.report.model import (
     Untrained,
     Verification,
     group_summaries,
-    runs,
 )
 from condensec.runner import Session, runtime_version
 from condensec.stages import aims
+from condensec.stages.diagram import diagram, layer_cuts
 from condensec.stages.finish import Emitted, Proven
 from condensec.stages.goals import Budgets, count_parameters
 from condensec.stages.heal import Healer
@@ -103,36 +102,6 @@ def figures(job: Job, analysis: Analysis, path: Path) -> Figures:
         metric=metric_on_test(job, path),
         nodes=sum(1 for node in analysis.model.graph if not enters(node)),
     )
-
-
-def layer_cuts(job: Job, cut: Cut, counts: Mapping[str, int]) -> tuple[LayerCut, ...]:
-    """What was cut in each weighted node."""
-    analysis = job.analysis
-    dense, thin = Widths(analysis, ()), Widths(analysis, ()).at(counts)
-    kept = analysis.kept(cut.plan.kept())
-    owner = {a.id: g.id for g in analysis.groups for a in g.atoms}
-    found = []
-    for cost in analysis.context.costs:
-        if cost.outputs is None:
-            continue
-        before, after = dense.shape(cost), thin.shape(cost)
-        gone = thin.removed(before.name)
-        atoms = analysis.axes.atoms(cost.outputs)
-        found.append(
-            LayerCut(
-                name=before.name,
-                op=before.op,
-                before=before.out_channels,
-                after=0 if gone else after.out_channels,
-                macs_before=before.macs,
-                macs_after=0 if gone else after.macs,
-                group=next((owner[a.id] for a in atoms if a.id in owner), ""),
-                kept=() if gone else runs(int(i) for i in kept.indices(cost.outputs)),
-                removed=gone,
-                reason=next((a.frozen for a in atoms if a.frozen), ""),
-            )
-        )
-    return tuple(found)
 
 
 def verification(proven: Proven, cut: Cut, targets: Mapping[str, TargetResult]) -> Verification:
@@ -289,6 +258,7 @@ def conclude(
     after = figures(job, find_groups(job.config, load_at(model), job.data), model)
     targets = target_results(job, emitted, progress.gains, staging)
     budgets = budget_results(means.budgets, targets, before, after)
+    layers = layer_cuts(job, cut, progress.safe.counts)
     met = all(b.met for b in budgets) or not means.budgets.asked
     report = started(job, means, steps)
     return replace(
@@ -303,7 +273,8 @@ def conclude(
         guard=guard_result(job, progress.safe.metric),
         healing=healing_result(means.healer, progress, steps),
         groups=group_summaries(cut.plan),
-        layers=layer_cuts(job, cut, progress.safe.counts),
+        layers=layers,
+        graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
         notes=(*report.notes, *filter(None, (progress.note,))),
     )
@@ -321,6 +292,7 @@ def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     how = dict.fromkeys(("params", "macs", "bytes"), "modelled")
     size = before.bytes - 4 * gone
     after = Figures(before.params - gone, thin.macs(), size, None, before.nodes, how)
+    layers = layer_cuts(job, cut, counts)
     report = started(job, means, steps)
     return replace(
         report,
@@ -328,7 +300,8 @@ def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
         before=before,
         after=after,
         groups=group_summaries(cut.plan),
-        layers=layer_cuts(job, cut, counts),
+        layers=layers,
+        graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
         notes=(*report.notes, *filter(None, (aimed.note,))),
     )
