@@ -5,9 +5,9 @@
         --macs 0.47 --minutes 20 --out pruned.onnx [--importance magnitude]
 
 Called by `cifar.py --torch PYTHON`; nothing here imports condensec. The network is rebuilt from the weights
-in the ONNX file: 3x3 convolutions with their norms folded, residual sums, and shortcuts that take every second
-pixel and add channels of zeros; these are 1x1 convolutions with fixed weights here, which Torch-Pruning can
-cut. Groups are cut by global importance until the MACs fit (Fang et al. 2023, arXiv:2301.12900), with `--steps`
+in the ONNX file: 3x3 convolutions with their norms folded, residual sums, and shortcuts that take every
+second pixel and add channels of zeros; these are 1x1 convolutions with fixed weights here, which can be cut.
+Groups are cut by global importance until the MACs fit (Fang et al. 2023, arXiv:2301.12900), with `--steps`
 rounds of training in between where asked for. Training is condensec's: AdamW and one cycle, flips and crops,
 cross-entropy with the labels and the divergence from the uncut network at temperature 2; the step size is the
 best of three short trials, and the best weights on validation images are kept. Prints one JSON line.
