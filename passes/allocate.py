@@ -9,8 +9,10 @@ The first point is that of the plain descent (`condensec.passes.select.choose`),
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import neg
 
 import numpy as np
 import numpy.typing as npt
@@ -161,7 +163,8 @@ class _State:
         most = 0.0
         for item in self.items:
             current = counts[item.id]
-            above = [n for n in self.grid[item.id] if current < n <= self.upper[item.id]][-2:]
+            first = bisect_left(self.grid[item.id], -current, key=neg)
+            above = [n for n in self.grid[item.id][max(0, first - 2) : first] if n <= self.upper[item.id]]
             for count in above:
                 gain = self.sensitivity.loss(item.id, current) - self.sensitivity.loss(item.id, count)
                 if gain <= 0 or widths.idle(item):

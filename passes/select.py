@@ -7,9 +7,11 @@ its widths, so savings depend on what else was cut). `condensec.passes.allocate`
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
+from operator import neg
 from typing import Any
 
 import numpy as np
@@ -156,7 +158,8 @@ def _best_step(
     price = np.inf
     for item in items:
         current = counts[item.id]
-        below = [n for n in grid[item.id] if n < current][:2]
+        first = bisect_right(grid[item.id], -current, key=neg)
+        below = grid[item.id][first : first + 2]
         if room is not None:
             below = [n for n in below if _units(widths, item, counts, n) <= room]
         for count in below:

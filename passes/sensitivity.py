@@ -96,12 +96,16 @@ class Sensitivity:
     seconds: float
     layers: Mapping[str, LayerLoss] = field(default_factory=dict)
     reused: float = 0.0
+    _known: dict[tuple[str, float], float] = field(default_factory=dict, repr=False, compare=False)
 
     def loss(self, name: str, count: float) -> float:
         """Loss with ``count`` units of a group kept, or with a layer there (1) or taken out (0)."""
-        if name in self.curves:
-            return self.curves[name].at(count)
-        return 0.0 if count else self.layers[name].price
+        found = self._known.get((name, count))
+        if found is None:
+            curve = self.curves.get(name)
+            found = curve.at(count) if curve is not None else 0.0 if count else self.layers[name].price
+            self._known[name, count] = found
+        return found
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """Group id -> kept share -> loss."""

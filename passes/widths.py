@@ -108,8 +108,17 @@ class Widths:
         for group in analysis.groups:
             ids = {a.id for a in group.atoms}
             self._nodes[group.id] = [n for n, c in self._costs.items() if ids & _atom_ids(analysis, c)]
+        self._users: dict[str, list[str]] = {}  # what touches each node
+        for name, nodes in self._nodes.items():
+            for node in nodes:
+                self._users.setdefault(node, []).append(name)
+        self._savings: dict[str, dict[tuple[int, int], npt.NDArray[np.float64]]] = {}
+        self._recount()
+
+    def _recount(self) -> None:
+        self._savings.clear()
         self._found = {name: self._cost(name) for name in self._costs}
-        self.totals = np.sum(list(self._found.values()), axis=0) if self._found else np.zeros(len(goals))
+        self.totals = np.sum(list(self._found.values()), axis=0) if self._found else np.zeros(len(self.goals))
 
     def at(self, counts: Mapping[str, int]) -> Widths:
         """The same with counts by id set; absent ids stay as they are."""
@@ -117,9 +126,7 @@ class Widths:
         for item in every:
             if item.id in counts:
                 self.assign(item, counts[item.id])
-        self._found = {name: self._cost(name) for name in self._costs}
-        if self._found:
-            self.totals = np.sum(list(self._found.values()), axis=0)
+        self._recount()
         return self
 
     def shape(self, cost: Cost) -> NodeShape:
@@ -155,14 +162,20 @@ class Widths:
             new = self._cost(name)
             self.totals = self.totals + new - self._found[name]
             self._found[name] = new
+            for user in self._users[name]:
+                self._savings.pop(user, None)
 
     def saving(self, item: Item, count: int, current: int) -> npt.NDArray[np.float64]:
-        """What each goal's cost would fall by."""
-        self.assign(item, count)
-        new = sum(map(self._cost, self._nodes[item.id]), np.zeros(len(self.goals)))
-        self.assign(item, current)
-        old = sum((self._found[name] for name in self._nodes[item.id]), np.zeros(len(self.goals)))
-        return np.asarray(old - new)
+        """What each goal's cost would fall by; remembered until a width that matters changes."""
+        known = self._savings.setdefault(item.id, {})
+        found = known.get((count, current))
+        if found is None:
+            self.assign(item, count)
+            new = sum(map(self._cost, self._nodes[item.id]), np.zeros(len(self.goals)))
+            self.assign(item, current)
+            old = sum((self._found[name] for name in self._nodes[item.id]), np.zeros(len(self.goals)))
+            found = known[count, current] = np.asarray(old - new)
+        return found
 
     def assign(self, item: Item, count: int) -> None:
         """Give an item a count, without the totals."""

@@ -121,7 +121,7 @@ def _choose(job: Job, means: Means, progress: Progress) -> Choice:
         # layers go first: they are the greatest change, and what is cut inside of them is cut for nothing
         only = {g.id: [have[g.id]] for g in job.analysis.groups}
         choice = choose(job.analysis, means.sensitivity, goals, {**grid, **only}, have, most)
-        if not job.one_shot or choice.reached:
+        if choice.reached or (not job.one_shot and dict(choice.counts) != have):
             return choice
     return choose(job.analysis, means.sensitivity, goals, grid, have, most)
 
