@@ -181,7 +181,14 @@ def target_results(
             runtime=target.runtime,
             description=target.summary,
             notes=tuple(
-                n for n in (*one.artifact.notes, one.fallback, _gain_note(gains, target.name, how)) if n
+                n
+                for n in (
+                    *one.artifact.notes,
+                    one.fallback,
+                    _gain_note(gains, target.name, how),
+                    target.notes[-1] if target.table and one.comparison is None else "",
+                )
+                if n
             ),
         )
     return found
