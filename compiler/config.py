@@ -51,6 +51,7 @@ class Config:
         model: the ONNX file.
         output: the folder written.
         targets: names, in the user's order.
+        tables: latency tables that were made on the targets' own devices.
         budgets: all have to be met; empty if none was asked for.
         keep: share of every group's units that stays, in place of a budget.
         pareto: so many models along the way are written, too.
@@ -79,6 +80,7 @@ class Config:
     model: Path
     output: Path
     targets: tuple[str, ...] = ("host",)
+    tables: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
     keep: float | None = None
     pareto: int | None = None
@@ -111,6 +113,7 @@ class Config:
             "model": os.path.abspath(self.model),
             "output": os.path.abspath(self.output),
             "target": list(self.targets),
+            "table": [os.path.abspath(table) for table in self.tables],
             "budget": [str(b) for b in self.budgets],
             "keep": self.keep,
             "pareto": self.pareto,
@@ -256,6 +259,8 @@ def _absolute(spec: Any) -> Any:
 def _located(name: str, value: Any, folder: Path) -> Any:
     if name in ("model", "output") and isinstance(value, str):
         return folder / value
+    if name == "table":
+        return [str(folder / path) for path in _texts("table", value)]
     if name in ("data", "val") and isinstance(value, str) and (folder / value).exists():
         return str(folder / value)
     return value
@@ -359,6 +364,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "model": _path("MODEL"),
     "output": _path("--output"),
     "target": _targets,
+    "table": lambda value: _texts("--table", value),
     "budget": lambda value: tuple(parse_budget(text) for text in _texts("--budget", value)),
     "keep": _number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
     "pareto": _whole("--pareto", 1),
@@ -381,5 +387,5 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "resume": bool,
     "dry_run": bool,
 }
-_FIELDS = {"target": "targets", "budget": "budgets", "shape": "input_shapes"}
+_FIELDS = {"target": "targets", "table": "tables", "budget": "budgets", "shape": "input_shapes"}
 assert {_FIELDS.get(k, k) for k in _KEYS} < {f.name for f in fields(Config)}

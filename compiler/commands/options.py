@@ -25,6 +25,15 @@ Target = Annotated[
     list[str] | None,
     _text("--target", "NAME", "Where it will run; repeatable. Default: host. See 'condensec targets'.", WHAT),
 ]
+Table = Annotated[
+    list[str] | None,
+    _text(
+        "--table",
+        "FILE",
+        "A latency table made on a target's own device ('condensec profile' writes one); repeatable.",
+        WHAT,
+    ),
+]
 Budget = Annotated[
     list[str] | None,
     _text(

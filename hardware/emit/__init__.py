@@ -160,7 +160,7 @@ def _best(
             if (asked == "auto" or accept is not None) and not _accepted(one, accept):
                 notes.append(f"{name} was left out: it doesn't keep the guard ({one.fidelity})")
                 continue
-            if target.how_verified() != "measured":
+            if not target.measurable():
                 return one, tuple(notes), tried
             result = bench.compare(base.path, one.path, request.feeds(), protocol=_QUICK)
             tried[name] = result.ratio
@@ -178,7 +178,7 @@ def _wanted(target: Target, asked: str) -> tuple[str, ...]:
     if asked != "auto":
         return (asked,)
     order = target.precisions
-    if target.how_verified() != "measured" and "fp32" in order:
+    if not target.measurable() and "fp32" in order:
         order = order[: order.index("fp32")]
     return tuple(precision for precision in order if precision != "fp32")
 
