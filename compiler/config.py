@@ -40,6 +40,7 @@ from condensec.toml_file import read_toml, write_toml
 
 DEFAULT_MAX_DROP = 1.0  # points
 QUANTIZATIONS = ("none", "int8", "fp16", "auto")
+CALIBRATIONS = ("auto", "minmax", "entropy", "percentile")  # hardware's words; a test compares them
 _NO_SCALE = ("mse", "kl")  # metrics whose points have no natural size
 
 
@@ -69,6 +70,8 @@ class Config:
             outputs of blocks.
         patterns: what may be cut, and the zeros that are set after it (`condensec.sparsity`).
         quantize: ``none``, ``int8``, ``fp16`` or ``auto``.
+        calibrate: how ranges of int8 activations are found: ``minmax``, ``entropy``, ``percentile`` or
+            ``auto`` (the truest by measurement).
         criterion: importance criterion.
         freeze: regular expression; nodes and weights whose names match are left alone.
         input_shapes: shapes for made-up inputs, by input name, batch included.
@@ -95,6 +98,7 @@ class Config:
     loss: str | None = None
     patterns: tuple[str, ...] = DEFAULT_PATTERNS
     quantize: str = "none"
+    calibrate: str = "auto"
     criterion: str = "obs"
     freeze: str | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -128,6 +132,7 @@ class Config:
             "loss": self.loss,
             "patterns": ",".join(self.patterns),
             "quantize": self.quantize,
+            "calibrate": self.calibrate,
             "criterion": self.criterion,
             "freeze": self.freeze,
             "seed": self.seed,
@@ -379,6 +384,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "loss": lambda value: ",".join(f"{k}={w:g}" for k, w in parse_losses(str(value)).items()),
     "patterns": lambda value: parse_patterns(",".join(_texts("--patterns", value))),
     "quantize": _choice("--quantize", QUANTIZATIONS),
+    "calibrate": _choice("--calibrate", CALIBRATIONS),
     "criterion": str,
     "freeze": _freeze,
     "shape": _shapes,

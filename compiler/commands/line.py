@@ -55,6 +55,7 @@ def compress(
     loss: o.Loss = None,
     patterns: o.Patterns = None,
     quantize: o.Quantize = None,
+    calibrate: o.Calibrate = None,
     criterion: o.Criterion = None,
     align: o.Align = None,
     freeze: o.Freeze = None,

@@ -134,6 +134,15 @@ Quantize = Annotated[
     str | None,
     _text("--quantize", "SPEC", "none (the default), int8, fp16, auto (measured per target).", HOW),
 ]
+Calibrate = Annotated[
+    str | None,
+    _text(
+        "--calibrate",
+        "METHOD",
+        "Ranges of int8 activations: minmax, entropy, percentile, or auto (the default): the truest of them.",
+        HOW,
+    ),
+]
 Criterion = Annotated[
     str | None,
     _text(

@@ -147,6 +147,7 @@ def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact
         samples=job.data.splits.calibration,
         threads=job.config.jobs,
         accept=accept if job.config.quantize != "none" else None,
+        calibrate=job.config.calibrate,
     )
 
 
