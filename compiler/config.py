@@ -40,6 +40,7 @@ from condensec.toml_file import read_toml, write_toml
 
 DEFAULT_MAX_DROP = 1.0  # points
 QUANTIZATIONS = ("none", "int8", "fp16", "auto")
+CALIBRATIONS = ("auto", "minmax", "entropy", "percentile")  # hardware's words; a test compares them
 _NO_SCALE = ("mse", "kl")  # metrics whose points have no natural size
 
 
@@ -51,6 +52,7 @@ class Config:
         model: the ONNX file.
         output: the folder written.
         targets: names, in the user's order.
+        tables: latency tables that were made on the targets' own devices.
         budgets: all have to be met; empty if none was asked for.
         keep: share of every group's units that stays, in place of a budget.
         pareto: so many models along the way are written, too.
@@ -68,6 +70,8 @@ class Config:
             outputs of blocks.
         patterns: what may be cut, and the zeros that are set after it (`condensec.sparsity`).
         quantize: ``none``, ``int8``, ``fp16`` or ``auto``.
+        calibrate: how ranges of int8 activations are found: ``minmax``, ``entropy``, ``percentile`` or
+            ``auto`` (the truest by measurement).
         criterion: importance criterion.
         freeze: regular expression; nodes and weights whose names match are left alone.
         input_shapes: shapes for made-up inputs, by input name, batch included.
@@ -79,6 +83,7 @@ class Config:
     model: Path
     output: Path
     targets: tuple[str, ...] = ("host",)
+    tables: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
     keep: float | None = None
     pareto: int | None = None
@@ -93,6 +98,7 @@ class Config:
     loss: str | None = None
     patterns: tuple[str, ...] = DEFAULT_PATTERNS
     quantize: str = "none"
+    calibrate: str = "auto"
     criterion: str = "obs"
     freeze: str | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -111,6 +117,7 @@ class Config:
             "model": os.path.abspath(self.model),
             "output": os.path.abspath(self.output),
             "target": list(self.targets),
+            "table": [os.path.abspath(table) for table in self.tables],
             "budget": [str(b) for b in self.budgets],
             "keep": self.keep,
             "pareto": self.pareto,
@@ -125,6 +132,7 @@ class Config:
             "loss": self.loss,
             "patterns": ",".join(self.patterns),
             "quantize": self.quantize,
+            "calibrate": self.calibrate,
             "criterion": self.criterion,
             "freeze": self.freeze,
             "seed": self.seed,
@@ -256,6 +264,8 @@ def _absolute(spec: Any) -> Any:
 def _located(name: str, value: Any, folder: Path) -> Any:
     if name in ("model", "output") and isinstance(value, str):
         return folder / value
+    if name == "table":
+        return [str(folder / path) for path in _texts("table", value)]
     if name in ("data", "val") and isinstance(value, str) and (folder / value).exists():
         return str(folder / value)
     return value
@@ -359,6 +369,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "model": _path("MODEL"),
     "output": _path("--output"),
     "target": _targets,
+    "table": lambda value: _texts("--table", value),
     "budget": lambda value: tuple(parse_budget(text) for text in _texts("--budget", value)),
     "keep": _number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
     "pareto": _whole("--pareto", 1),
@@ -373,6 +384,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "loss": lambda value: ",".join(f"{k}={w:g}" for k, w in parse_losses(str(value)).items()),
     "patterns": lambda value: parse_patterns(",".join(_texts("--patterns", value))),
     "quantize": _choice("--quantize", QUANTIZATIONS),
+    "calibrate": _choice("--calibrate", CALIBRATIONS),
     "criterion": str,
     "freeze": _freeze,
     "shape": _shapes,
@@ -381,5 +393,5 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "resume": bool,
     "dry_run": bool,
 }
-_FIELDS = {"target": "targets", "budget": "budgets", "shape": "input_shapes"}
+_FIELDS = {"target": "targets", "table": "tables", "budget": "budgets", "shape": "input_shapes"}
 assert {_FIELDS.get(k, k) for k in _KEYS} < {f.name for f in fields(Config)}

@@ -41,6 +41,7 @@ _EXIT_CODES = {"ok": 0, "dry_run": 0, "budget_not_met": 3}
 def compress(
     model: o.OptionalModel = None,
     target: o.Target = None,
+    table: o.Table = None,
     budget: o.Budget = None,
     keep: o.Keep = None,
     max_drop: o.MaxDrop = None,
@@ -54,6 +55,7 @@ def compress(
     loss: o.Loss = None,
     patterns: o.Patterns = None,
     quantize: o.Quantize = None,
+    calibrate: o.Calibrate = None,
     criterion: o.Criterion = None,
     align: o.Align = None,
     freeze: o.Freeze = None,

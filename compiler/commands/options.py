@@ -25,6 +25,15 @@ Target = Annotated[
     list[str] | None,
     _text("--target", "NAME", "Where it will run; repeatable. Default: host. See 'condensec targets'.", WHAT),
 ]
+Table = Annotated[
+    list[str] | None,
+    _text(
+        "--table",
+        "FILE",
+        "A latency table made on a target's own device ('condensec profile' writes one); repeatable.",
+        WHAT,
+    ),
+]
 Budget = Annotated[
     list[str] | None,
     _text(
@@ -124,6 +133,15 @@ Patterns = Annotated[
 Quantize = Annotated[
     str | None,
     _text("--quantize", "SPEC", "none (the default), int8, fp16, auto (measured per target).", HOW),
+]
+Calibrate = Annotated[
+    str | None,
+    _text(
+        "--calibrate",
+        "METHOD",
+        "Ranges of int8 activations: minmax, entropy, percentile, or auto (the default): the truest of them.",
+        HOW,
+    ),
 ]
 Criterion = Annotated[
     str | None,

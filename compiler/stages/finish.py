@@ -147,6 +147,7 @@ def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact
         samples=job.data.splits.calibration,
         threads=job.config.jobs,
         accept=accept if job.config.quantize != "none" else None,
+        calibrate=job.config.calibrate,
     )
 
 
@@ -164,7 +165,7 @@ def _timed(
 ) -> tuple[bench.Comparison | None, tuple[float, float] | None]:
     """A graph beside the original: measured where the target is this machine, else predicted in seconds."""
     feeds = feeds_of(job, 1)
-    if target.how_verified() == "measured":
+    if target.measurable():
         return bench.compare(job.loaded.path, path, feeds), None
     model = models[target.name]
     shapes = {name: array.shape for name, array in feeds.items()}
@@ -198,7 +199,7 @@ def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
         feeds = feeds_of(job, 1)
         shapes = {name: array.shape for name, array in feeds.items()}
         for target in job.targets:
-            measured = target.how_verified() == "measured"
+            measured = target.measurable()
             seconds = (
                 bench.measure(job.loaded.path, feeds).seconds
                 if measured

@@ -138,6 +138,9 @@ def target_results(
             assert one.predicted is not None
             before, after = one.predicted
             ratio, ci95, how = after / before if before else None, None, target.verified
+        notes = (*one.artifact.notes, one.fallback, _gain_note(gains, target.name, how))
+        if target.table and one.comparison is None:
+            notes += target.notes[-1:]
         found[target.name] = TargetResult(
             verified=one.artifact.verified,
             latency_ms=Latency(before * 1e3, after * 1e3),
@@ -150,9 +153,7 @@ def target_results(
             latency_how=how,
             runtime=target.runtime,
             description=target.summary,
-            notes=tuple(
-                n for n in (*one.artifact.notes, one.fallback, _gain_note(gains, target.name, how)) if n
-            ),
+            notes=tuple(filter(None, notes)),
         )
     return found
 
