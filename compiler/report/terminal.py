@@ -82,7 +82,7 @@ def _metric_rows(table: Table, before: Figures, after: Figures) -> None:
     _row(table, fmt.metric_label(two), *values, fmt.points(one.value, two.value, two), where)
     if one.ci95 or two.ci95:
         intervals = (fmt.metric_interval(one), fmt.metric_interval(two))
-        _row(table, "  95% interval", *intervals, "", "", style=_DIM)
+        _row(table, "  95% interval", *intervals, fmt.change_interval(two), "", style=_DIM)
 
 
 def _targets_table(report: Report) -> Table:
