@@ -215,6 +215,7 @@ class Check:
 
     Attributes:
         groups: number of cut groups that this check covers.
+        layers: number of layers taken out whole that it covers.
         max_abs_error: largest difference between the pruned graph and the masked original.
         tolerance: what was allowed, in the same unit.
     """
@@ -224,6 +225,7 @@ class Check:
     tolerance: float | None = None
     passed: bool = True
     note: str = ""
+    layers: int = 0
 
 
 @dataclass(frozen=True)

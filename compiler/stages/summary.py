@@ -118,7 +118,8 @@ def verification(proven: Proven, cut: Cut, targets: Mapping[str, TargetResult]) 
     if proof is None:
         return Verification(runs=runs, note="nothing was cut")
     allowed = proof.tolerance * proof.scale
-    exact = Check(proof.exact_groups, proof.max_abs_error, allowed, proof.passed)
+    layers = len(cut.plan.removed_layers)
+    exact = Check(proof.exact_groups, proof.max_abs_error, allowed, proof.passed, layers=layers)
     approximate = Check(
         proof.approximate_groups,
         proof.max_abs_error,
