@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from condensec import provenance
 from condensec.collapse import Collapse
 from condensec.errors import HealError
 from condensec.passes.prune import Cut, carried, prune, with_weights
@@ -282,4 +283,6 @@ def corrected(
 def final_cut(job: Job, best: Candidate) -> tuple[Cut, ir.Model]:
     """The accepted model: the cut as planned (unhealed, for the proof), and the healed one."""
     cut = prune(job.analysis, best.units, sha256=job.sha256)
-    return cut, with_weights(cut.model, best.weights)
+    healed = with_weights(cut.model, best.weights)
+    provenance.stamp(healed, original=job.sha256, plan=cut.plan.digest())
+    return cut, healed

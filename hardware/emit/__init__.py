@@ -13,11 +13,12 @@ import os
 import pkgutil
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from condensec import provenance
 from condensec.errors import CondensecError, ConfigError
 from condensec.hardware import bench
 from condensec.hardware.emission import Arrays, Artifact, Fidelity, Request, check, reference
@@ -51,6 +52,7 @@ def emit(
     samples: Samples | None = None,
     threads: int = 1,
     accept: Callable[[Path], bool] | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Write what to deploy on a target.
 
@@ -62,6 +64,7 @@ def emit(
         samples: for calibration and for the comparison with fp32; default: synthetic ones.
         threads: threads for calibration and checks.
         accept: whether a graph of lower precision keeps the guard; default: same answer on 98%.
+        origin: entries of `condensec.provenance` for the file, where the model has none of its own.
 
     Returns:
         What was written. Its notes say why a precision that was asked for wasn't taken.
@@ -83,6 +86,7 @@ def emit(
     try:
         base = _candidate(dialect, request, "fp32", "", work, expected)
         chosen, notes, tried = _best(dialect, request, base, precision, work, expected, accept)
+        provenance.carry({**(origin or {}), **provenance.of(request.model)}, chosen.path)
         path = _publish(chosen.path, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
