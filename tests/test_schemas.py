@@ -65,6 +65,7 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "emit": [("emit", "model.onnx", "--target", "mobile-cpu")],
     "quantize": [("quantize", "model.onnx", "--target", "mobile-cpu", "--quantize", "int8")],
     "bench": [("bench", "cut.onnx"), ("bench", "model.onnx", "cut.onnx")],
+    "profile": [("profile", "model.onnx"), ("profile", "model.onnx", "--script", "device.py")],
     "report": [("report", "o")],
     "targets": [("targets",)],
     "doctor": [("doctor",)],
