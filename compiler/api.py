@@ -215,7 +215,7 @@ def apply(
         ConfigError: the plan can't be read, or was made for another file.
         PostconditionError: the cut isn't equivalent to the masked original; nothing is written.
     """
-    from condensec import io
+    from condensec import io, provenance
     from condensec.errors import ConfigError, PostconditionError
     from condensec.passes.groups import analyze as find
     from condensec.passes.prune import replay
@@ -233,6 +233,7 @@ def apply(
             f"the cut isn't equivalent to the masked original (error {proof.max_abs_error:.3g})"
         )
     target = Path(output)
+    provenance.stamp(cut.model, original=io.sha256(path), plan=wanted.digest())
     io.save(cut.model, target)
     return target
 

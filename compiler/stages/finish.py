@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from condensec import io, verify
+from condensec import io, provenance, verify
 from condensec.errors import PostconditionError
 from condensec.hardware import bench, emit
 from condensec.hardware.latency import LatencyModel
@@ -148,6 +148,7 @@ def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact
         threads=job.config.jobs,
         accept=accept if job.config.quantize != "none" else None,
         calibrate=job.config.calibrate,
+        origin=provenance.entries(job.sha256),
     )
 
 
@@ -218,12 +219,7 @@ def emit_all(
 
 
 def write_model(job: Job, cut: Cut, healed: ir.Model, staging: Path) -> Path:
-    """The healed fp32 graph, which names its provenance, in the staging folder."""
-    from condensec import __version__
-
-    healed.metadata_props["condensec.version"] = __version__
-    healed.metadata_props["condensec.original_sha256"] = job.sha256
-    healed.metadata_props["condensec.plan_sha256"] = cut.plan.digest()
+    """The healed fp32 graph in the staging folder."""
     path = staging / "model.onnx"
     staging.mkdir(parents=True, exist_ok=True)
     io.save(healed, path)
