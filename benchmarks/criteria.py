@@ -30,11 +30,12 @@ from condensec.metrics import Metric
 from condensec.passes import criteria
 from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
+from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Analysis
 from condensec.passes.prune import prune, with_weights
 from condensec.passes.ranking import GLOBAL, ISOMORPHIC, LOCAL, ranked
 from condensec.passes.select import Goal, choose, unit_order
-from condensec.passes.sensitivity import measure, output_error
+from condensec.passes.sensitivity import measure
 from condensec.passes.statistics import group_sites
 from condensec.runner import Session
 from condensec.stages import job

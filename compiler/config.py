@@ -40,6 +40,7 @@ from condensec.toml_file import read_toml, write_toml
 
 DEFAULT_MAX_DROP = 1.0  # points
 QUANTIZATIONS = ("none", "int8", "fp16", "auto")
+CALIBRATIONS = ("auto", "minmax", "entropy", "percentile")  # hardware's words; a test compares them
 _NO_SCALE = ("mse", "kl")  # metrics whose points have no natural size
 
 
@@ -51,8 +52,10 @@ class Config:
         model: the ONNX file.
         output: the folder written.
         targets: names, in the user's order.
+        tables: latency tables that were made on the targets' own devices.
         budgets: all have to be met; empty if none was asked for.
         keep: share of every group's units that stays, in place of a budget.
+        pareto: so many models along the way are written, too.
         align: overrides the targets' alignment; 1 = any count.
         max_drop: points of the metric that may be lost; infinite = no guard.
         data: path or ``module:callable`` (from Python also arrays, samples or a callable); None = data-free.
@@ -67,6 +70,8 @@ class Config:
             outputs of blocks.
         patterns: what may be cut, and the zeros that are set after it (`condensec.sparsity`).
         quantize: ``none``, ``int8``, ``fp16`` or ``auto``.
+        calibrate: how ranges of int8 activations are found: ``minmax``, ``entropy``, ``percentile`` or
+            ``auto`` (the truest by measurement).
         criterion: importance criterion.
         freeze: regular expression; nodes and weights whose names match are left alone.
         input_shapes: shapes for made-up inputs, by input name, batch included.
@@ -78,8 +83,10 @@ class Config:
     model: Path
     output: Path
     targets: tuple[str, ...] = ("host",)
+    tables: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
     keep: float | None = None
+    pareto: int | None = None
     align: int | None = None
     max_drop: float = DEFAULT_MAX_DROP
     data: Any = None
@@ -91,6 +98,7 @@ class Config:
     loss: str | None = None
     patterns: tuple[str, ...] = DEFAULT_PATTERNS
     quantize: str = "none"
+    calibrate: str = "auto"
     criterion: str = "obs"
     freeze: str | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -109,8 +117,10 @@ class Config:
             "model": os.path.abspath(self.model),
             "output": os.path.abspath(self.output),
             "target": list(self.targets),
+            "table": [os.path.abspath(table) for table in self.tables],
             "budget": [str(b) for b in self.budgets],
             "keep": self.keep,
+            "pareto": self.pareto,
             "align": self.align,
             "max-drop": self.max_drop,
             "data": _absolute(self.data),
@@ -122,6 +132,7 @@ class Config:
             "loss": self.loss,
             "patterns": ",".join(self.patterns),
             "quantize": self.quantize,
+            "calibrate": self.calibrate,
             "criterion": self.criterion,
             "freeze": self.freeze,
             "seed": self.seed,
@@ -166,10 +177,17 @@ def configure(*, config: str | Path | None = None, command: str = "", **options:
 def _check_together(config: Config, max_drop_given: bool) -> None:
     if config.keep is not None and config.budgets:
         raise ConfigError("--keep and --budget exclude each other", hint="use one of them")
-    if (config.keep is not None or config.budgets) and not set(config.patterns) & set(UNIT_PATTERNS):
+    if config.pareto is not None and (config.keep is not None or config.step >= 1):
+        raise ConfigError(
+            f"--pareto {config.pareto} needs cycles, and there is only one",
+            hint="leave out --keep and --step 1",
+        )
+    if (config.keep is not None or config.budgets or config.pareto) and not set(config.patterns) & set(
+        UNIT_PATTERNS
+    ):
         raise ConfigError(
             f"--patterns {','.join(config.patterns)} takes no units out, so there is nothing to budget",
-            hint="add channels,heads,neurons to --patterns, or leave out --budget and --keep",
+            hint="add channels,heads,neurons to --patterns, or leave out --budget, --keep and --pareto",
         )
     if config.val is not None and config.data is None:
         raise ConfigError("--val needs --data", hint="give the samples to calibrate with as --data")
@@ -246,6 +264,8 @@ def _absolute(spec: Any) -> Any:
 def _located(name: str, value: Any, folder: Path) -> Any:
     if name in ("model", "output") and isinstance(value, str):
         return folder / value
+    if name == "table":
+        return [str(folder / path) for path in _texts("table", value)]
     if name in ("data", "val") and isinstance(value, str) and (folder / value).exists():
         return str(folder / value)
     return value
@@ -349,8 +369,10 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "model": _path("MODEL"),
     "output": _path("--output"),
     "target": _targets,
+    "table": lambda value: _texts("--table", value),
     "budget": lambda value: tuple(parse_budget(text) for text in _texts("--budget", value)),
     "keep": _number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
+    "pareto": _whole("--pareto", 1),
     "align": _whole("--align", 1),
     "max_drop": _number("--max-drop", "points of the metric, at least 0 (inf = no guard)", lambda v: v >= 0),
     "data": _asis,
@@ -362,6 +384,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "loss": lambda value: ",".join(f"{k}={w:g}" for k, w in parse_losses(str(value)).items()),
     "patterns": lambda value: parse_patterns(",".join(_texts("--patterns", value))),
     "quantize": _choice("--quantize", QUANTIZATIONS),
+    "calibrate": _choice("--calibrate", CALIBRATIONS),
     "criterion": str,
     "freeze": _freeze,
     "shape": _shapes,
@@ -370,5 +393,5 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "resume": bool,
     "dry_run": bool,
 }
-_FIELDS = {"target": "targets", "budget": "budgets", "shape": "input_shapes"}
+_FIELDS = {"target": "targets", "table": "tables", "budget": "budgets", "shape": "input_shapes"}
 assert {_FIELDS.get(k, k) for k in _KEYS} < {f.name for f in fields(Config)}

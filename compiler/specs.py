@@ -266,16 +266,16 @@ def parse_losses(text: str) -> dict[str, float]:
 
 # -- patterns ---------------------------------------------------------------------------------------
 
-UNIT_PATTERNS = ("channels", "heads", "neurons", "layers")
-DEFAULT_PATTERNS = ("channels", "heads", "neurons")
-_KNOWN = "known: channels, heads, neurons, and zeros: unstructured=0.9 or 2:4"
+LAYERS = "layers"
+UNIT_PATTERNS = ("channels", "heads", "neurons", LAYERS)
+DEFAULT_PATTERNS = ("channels", "heads", "neurons")  # a whole layer goes only where that was asked for
 
 
 def parse_patterns(text: str) -> tuple[str, ...]:
     """A comma-separated list of what may be cut, and at most one pattern of zeros.
 
     Raises:
-        ConfigError: an unknown pattern, or one this version doesn't cut.
+        ConfigError: an unknown pattern, or two patterns of zeros.
     """
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     zeros = []
@@ -283,12 +283,10 @@ def parse_patterns(text: str) -> tuple[str, ...]:
         found = parse_sparsity(name)
         if found is not None:
             zeros.append(found)
-        elif name == "layers":
-            raise ConfigError("--patterns 'layers' isn't available", hint=_KNOWN)
         elif name not in UNIT_PATTERNS:
             raise ConfigError(
                 f"--patterns: unknown pattern '{name}'",
-                hint=_nearest(name, (*DEFAULT_PATTERNS, "unstructured=0.9", "2:4"), "known"),
+                hint=_nearest(name, (*UNIT_PATTERNS, "unstructured=0.9", "2:4"), "known"),
             )
     if len(zeros) > 1:
         raise ConfigError(f"--patterns: {zeros[0]} and {zeros[1]} exclude each other", hint="use one of them")

@@ -152,7 +152,7 @@ class _Figures:
 
     @cached_property
     def _measured(self) -> bool:
-        return bool(self._target.how_verified() == "measured")
+        return bool(self._target.measurable())
 
     @cached_property
     def _target(self) -> Any:

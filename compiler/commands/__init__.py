@@ -20,6 +20,7 @@ _COMMANDS = {
     "quantize": ("deploy", "quantize"),
     "emit": ("deploy", "emit"),
     "bench": ("graphs", "bench"),
+    "profile": ("profile", "profile"),
     "report": ("info", "report"),
     "targets": ("info", "targets"),
     "doctor": ("info", "doctor"),

@@ -330,11 +330,13 @@ class LossDetail:
         loss: output error, in the report's ``sensitivity_unit``.
         ci95: its 95% interval over the samples; None where outputs have no sample axis.
         metric: the metric, or None without labels.
+        similarity: of a layer: cosine between what goes into it and what comes out.
     """
 
     loss: float
     ci95: Interval | None = None
     metric: float | None = None
+    similarity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -396,10 +398,10 @@ class Report:
         sensitivity_detail: the same with intervals and metric, where it was measured.
         layer_sensitivity: residual block, by its last node -> loss when it is taken out whole.
         sensitivity_samples: samples that the map was measured on.
-        pareto: further models, each the best found for its size.
         graph: the original's graph as boxes in topological order; empty where it would be too large to draw.
         timings: stage -> seconds, in the order of the line, ending with ``total``.
         stage_rss_mb: stage -> peak resident memory in MiB when the stage ended.
+        pareto: models on the way to this one, the largest first (``--pareto``).
         plan_sha256: `Plan.digest` of the plan that was carried out.
         command: the exact command line.
         created: when the run ended, ISO 8601 with zone.

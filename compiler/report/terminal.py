@@ -53,6 +53,8 @@ def renderable(report: Report) -> RenderableType:
     parts: list[RenderableType] = [title, "", _figures_table(report)]
     if report.targets:
         parts += ["", _targets_table(report)]
+    if report.pareto:
+        parts += ["", _front_table(report)]
     parts += ["", *(_line(label, body, style) for label, body, style in _facts(report))]
     return Padding(Group(*parts), (0, 1))
 
@@ -102,6 +104,17 @@ def _target_row(name: str, target: TargetResult) -> tuple[str, ...]:
         fmt.interval(target.ci95) or fmt.MISSING,
         fmt.latency_how(target),
     )
+
+
+def _front_table(report: Report) -> Table:
+    metric = report.after.metric
+    name = fmt.metric_label(metric) if metric is not None else "metric"
+    table = _table("front", ">MACs", ">parameters", ">ratio", f">{name}", "how")
+    for one in report.pareto:
+        value = fmt.MISSING if metric is None else fmt.metric_value(one.metric, metric)
+        sizes = (fmt.count(one.macs), fmt.count(one.params), fmt.ratio(one.ratio))
+        _row(table, f"{one.n:02d}", *sizes, value, one.verified)
+    return table
 
 
 def _facts(report: Report) -> list[tuple[str, str, str]]:

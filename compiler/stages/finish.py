@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:
         PostconditionError: the cut isn't what the plan says; names the group. Nothing is written then.
     """
     proof = None
-    if cut.plan.kept():
+    if cut.plan.kept() or cut.plan.removed_layers:
         proof = verify.check(
             job.loaded.model, cut.plan, cut.model, feeds_of(job, PROOF_SAMPLES), threads=job.config.jobs
         )
@@ -84,17 +84,19 @@ def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:
 
 
 def _blame(job: Job, cut: Cut, proof: verify.Proof) -> str:
-    """Find the group that is cut wrongly by cutting each alone."""
-    guilty = [name for name, kept in cut.plan.kept().items() if not _alone(job, name, kept)]
-    what = f"group {guilty[0]}" if guilty else f"the groups {', '.join(cut.plan.kept())} together"
+    """Find the group or layer that is cut wrongly by cutting each alone."""
+    layers = [layer.id for layer in cut.plan.removed_layers]
+    guilty = [f"group {name}" for name, kept in cut.plan.kept().items() if not _alone(job, {name: kept})]
+    guilty += [f"layer {name}" for name in layers if not _alone(job, {}, [name])]
+    what = guilty[0] if guilty else f"{', '.join((*cut.plan.kept(), *layers))} together"
     return (
         f"the cut of {what} isn't equivalent to the masked original "
         f"(error {proof.max_abs_error:.3g} on outputs of up to {proof.scale:.3g}); nothing was written"
     )
 
 
-def _alone(job: Job, group: str, kept: tuple[int, ...]) -> bool:
-    single = prune(job.analysis, {group: kept}, sha256=job.sha256)
+def _alone(job: Job, units: Mapping[str, tuple[int, ...]], layers: Sequence[str] = ()) -> bool:
+    single = prune(job.analysis, units, layers=layers, sha256=job.sha256)
     return verify.check(job.loaded.model, single.plan, single.model, feeds_of(job, PROOF_SAMPLES)).passed
 
 
@@ -146,6 +148,7 @@ def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact
         threads=job.config.jobs,
         accept=accept if job.config.quantize != "none" else None,
         origin=provenance.entries(job.sha256),
+        calibrate=job.config.calibrate,
     )
 
 
@@ -163,7 +166,7 @@ def _timed(
 ) -> tuple[bench.Comparison | None, tuple[float, float] | None]:
     """A graph beside the original: measured where the target is this machine, else predicted in seconds."""
     feeds = feeds_of(job, 1)
-    if target.how_verified() == "measured":
+    if target.measurable():
         return bench.compare(job.loaded.path, path, feeds), None
     model = models[target.name]
     shapes = {name: array.shape for name, array in feeds.items()}
@@ -197,7 +200,7 @@ def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
         feeds = feeds_of(job, 1)
         shapes = {name: array.shape for name, array in feeds.items()}
         for target in job.targets:
-            measured = target.how_verified() == "measured"
+            measured = target.measurable()
             seconds = (
                 bench.measure(job.loaded.path, feeds).seconds
                 if measured
@@ -231,6 +234,7 @@ def publish(job: Job, cut: Cut, report: Report, staging: Path) -> None:
     (staging / "condensec.toml").write_text(job.config.to_toml(), encoding="utf-8")
     write_html(report, staging / "report.html")
     (staging / "report.json").write_text(report.dumps(), encoding="utf-8")
+    shutil.rmtree(folder / "pareto", ignore_errors=True)  # of an earlier run
     for source in sorted(staging.rglob("*"), key=lambda p: (p.name == "report.json", str(p))):
         if source.is_file():
             target = folder / source.relative_to(staging)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from condensec.hardware.latency import LatencyModel, NodeCost, latency_model
 from condensec.hardware.target import Target
 from condensec.passes.groups import Analysis, Group
-from condensec.passes.select import Choice, CostFunction, Goal, NodeShape, Widths, carried
+from condensec.passes.select import Choice, carried
+from condensec.passes.widths import CostFunction, Goal, NodeShape, Widths
 from condensec.specs import Budget
 from condensec.stages.job import Job
 
@@ -145,7 +146,10 @@ def count_parameters(analysis: Analysis) -> int:
 
 
 def widths_grid(job: Job) -> dict[str, list[int]]:
-    """Allowed unit counts of every group, descending, that keep its axes aligned on every target."""
+    """Allowed unit counts of every group, descending, that keep its axes aligned on every target.
+
+    Layers that may be taken out have the counts 1 and 0.
+    """
     grid: dict[str, list[int]] = {}
     for group in job.analysis.groups:
         many = carried(job.analysis, group)
@@ -158,7 +162,7 @@ def widths_grid(job: Job) -> dict[str, list[int]]:
             allowed &= _levels(group, many, kind, target, job.config.align)
         found = sorted(allowed | {group.size}, reverse=True)
         grid[group.id] = found if job.config.keep is None else _uniform(group, found, job.config.keep)
-    return grid
+    return {**grid, **{layer.id: [1, 0] for layer in job.layers}}
 
 
 _PATTERNS = {"channel": "channels", "head": "heads", "kv_head": "heads", "head_dim": "heads"}

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from condensec import io
+from condensec.data import Samples
 from condensec.healing import HealOptions, HealResult, closed_form, environment, heal
 from condensec.healing.augment import resolve as resolve_augment
 from condensec.passes.prune import Cut, with_weights
+from condensec.sparsity import asked
 from condensec.specs import parse_heal, parse_losses
 from condensec.stages.job import Job
 from condensec.stages.state import Progress
@@ -29,6 +31,7 @@ LAST = 0.8  # of what is left, for the last cycle; the rest polishes the result,
 SLACK = 5.0  # times what the guard allows may be lost on the way, if training is to come,
 FAR = 10.0  # or so many points, if the training
 LOSS = "output=1,features=4"  # the plan says which of the original's inner channels are comparable
+ZEROS = 0.4  # share of the training time for zeros in a pattern, where units are cut first
 WORTH = 0.05  # of the asked minutes: less isn't worth another start
 ENOUGH = 20_000  # sees so many samples (in proportion, if it sees fewer)
 TRAINED_PER_SECOND = 1e10  # MACs of one forward run; a cautious figure, about a third of what two cores do
@@ -82,7 +85,7 @@ class Healer:
             return None
         if self.spec.epochs is not None:
             return float("inf") if last or endangered else None
-        left = self._left(progress)
+        left = self._left(progress, self._reserved)
         if progress.strict:
             share = left / 2 if last or endangered else 0.0
         else:
@@ -100,7 +103,7 @@ class Healer:
             return False
         samples = float(self.spec.epochs or 0) * len(self._job.data.splits.train)
         if self.spec.epochs is None:
-            seconds = self._left(progress) * LAST
+            seconds = self._left(progress, self._reserved) * LAST
             if seconds < LEAST_SECONDS:
                 return False
             samples = seconds * TRAINED_PER_SECOND / max(1, self._job.analysis.macs())
@@ -119,13 +122,19 @@ class Healer:
     def _gradient(self) -> bool:
         return self.spec.gradient and not self._job.data.synthetic
 
-    def _left(self, progress: Progress) -> float:
-        return max(0.0, 60 * (self.spec.minutes or 0.0) - progress.heal_seconds)
+    def _left(self, progress: Progress, reserved: float = 0.0) -> float:
+        """Seconds of training that are left, without a share of all that is kept for later."""
+        return max(0.0, 60 * (self.spec.minutes or 0.0) * (1 - reserved) - progress.heal_seconds)
 
-    def repair(self, cut: Cut, weights: Weights) -> Healed:
-        """Closed form: least squares on calibration activations against the original."""
+    @property
+    def _reserved(self) -> float:
+        """What cycles leave for the zeros that are set after them."""
+        return ZEROS if asked(self._job.config.patterns) is not None else 0.0
+
+    def repair(self, cut: Cut, weights: Weights, samples: Samples | None = None) -> Healed:
+        """Closed form: least squares on calibration activations (or on others) against the original."""
         student = with_weights(cut.model, weights)
-        samples = self._job.data.splits.calibration.first(REPAIR_SAMPLES)
+        samples = samples or self._job.data.splits.calibration.first(REPAIR_SAMPLES)
         # thousands of small systems: BLAS threads would spend their time waiting for one another
         with threadpool_limits(1, user_api="blas"):
             result = closed_form.repair(

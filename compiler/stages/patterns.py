@@ -25,9 +25,10 @@ from condensec.passes.prune import Cut, with_weights
 from condensec.passes.second_moments import Moments
 from condensec.report.model import PatternResult, Report
 from condensec.sparsity import Sparsity, asked
-from condensec.stages.cycles import Means, final_cut
+from condensec.stages.cycles import final_cut
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, evidence
+from condensec.stages.means import Means
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps
 
