@@ -20,6 +20,7 @@ from condensec.passes.similarity import similarities
 from condensec.passes.widths import Widths
 from condensec.plan import read_plan
 from condensec.report.model import Report, read_report
+from condensec.report.terminal import text
 from condensec.stages import cycles
 
 FAST: dict[str, Any] = {"target": "mobile-cpu", "heal": "off", "max_drop": float("inf"), "jobs": 1}
@@ -65,6 +66,8 @@ def test_blocks_leave_the_file_and_the_cut_is_proven(model: Path, data: Path, tm
     assert report.status == "ok"
     assert report.after.macs <= 0.7 * report.before.macs
     assert report.verification.exact.passed
+    assert report.verification.exact.layers == len(plan.removed_layers)
+    assert "removed layer" in text(report)
     gone = {x.name for x in report.layers if x.removed}
     analysis = analyze(io.load(model))
     removed = [x.id for x in plan.removed_layers]

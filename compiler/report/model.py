@@ -67,6 +67,8 @@ class MetricValue:
         value: None when it could not be evaluated.
         samples: how many samples it was evaluated on.
         ci95: 95% interval of `value`.
+        change_ci95: 95% interval of its change against the original's, on the same samples; None for the
+            original itself.
         split: ``test``, ``validation`` or ``calibration``.
         how: one of the four words of this module.
         unit_points: factor from the metric's own unit to "points" (100 for top1), as in ``--max-drop``.
@@ -82,6 +84,7 @@ class MetricValue:
     higher_is_better: bool = True
     unit_points: float = 1.0
     label: str = ""
+    change_ci95: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,7 @@ class Check:
 
     Attributes:
         groups: number of cut groups that this check covers.
+        layers: number of layers taken out whole that it covers.
         max_abs_error: largest difference between the pruned graph and the masked original.
         tolerance: what was allowed, in the same unit.
     """
@@ -221,6 +225,7 @@ class Check:
     tolerance: float | None = None
     passed: bool = True
     note: str = ""
+    layers: int = 0
 
 
 @dataclass(frozen=True)

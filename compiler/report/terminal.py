@@ -82,7 +82,7 @@ def _metric_rows(table: Table, before: Figures, after: Figures) -> None:
     _row(table, fmt.metric_label(two), *values, fmt.points(one.value, two.value, two), where)
     if one.ci95 or two.ci95:
         intervals = (fmt.metric_interval(one), fmt.metric_interval(two))
-        _row(table, "  95% interval", *intervals, "", "", style=_DIM)
+        _row(table, "  95% interval", *intervals, fmt.change_interval(two), "", style=_DIM)
 
 
 def _targets_table(report: Report) -> Table:
@@ -143,13 +143,15 @@ def proof_lines(verification: Verification) -> list[tuple[str, str]]:
     """(sentence, style) for each check of the proof."""
     lines = []
     for label, check in (("exact", verification.exact), ("approximate", verification.approximate)):
-        if check is None or not check.groups:
+        if check is None or not (check.groups or check.layers):
             continue
         error = (
             "" if check.max_abs_error is None else f", largest difference {fmt.small(check.max_abs_error)}"
         )
         word = "agree with the masked original" if check.passed else "DIFFER from the masked original"
-        groups = f"{check.groups} {label} group{'' if check.groups == 1 else 's'}"
+        groups = f"{check.groups} {label} group{'' if check.groups == 1 else 's'}" if check.groups else ""
+        layers = f"{check.layers} removed layer{'' if check.layers == 1 else 's'}" if check.layers else ""
+        groups = " and ".join(filter(None, (groups, layers)))
         lines.append((f"{groups} {word}{error}", _GOOD if check.passed else _BAD))
     failed = [run.file for run in verification.runs if not run.passed]
     if failed:

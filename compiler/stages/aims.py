@@ -56,6 +56,8 @@ def _aimed(job: Job, means: Means, progress: Progress, steps: Steps) -> Progress
         return replace(progress, aim=dict(room.allocated(progress.factors).counts))
     if not plain.reached or not means.budgets.limits:
         return replace(progress, aim=dict(plain.counts), factors={})
+    if means.healer.spec.train_only:  # what a training would leave of each isn't known: no use in trying
+        return replace(progress, aim=dict(room.allocated({}).counts), factors={})
     search = _Search(job, means, room, steps)
     return search.go(progress)
 

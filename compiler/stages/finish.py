@@ -147,8 +147,8 @@ def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact
         samples=job.data.splits.calibration,
         threads=job.config.jobs,
         accept=accept if job.config.quantize != "none" else None,
-        origin=provenance.entries(job.sha256),
         calibrate=job.config.calibrate,
+        origin=provenance.entries(job.sha256),
     )
 
 

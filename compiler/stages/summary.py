@@ -80,6 +80,11 @@ def metric_on_test(job: Job, model: ir.Model | Path) -> MetricValue:
         reference if model == job.loaded.path else Session(model, threads=job.config.jobs).run_samples(test)
     )
     scores = metric.per_sample(outputs, test, reference)
+    before = metric.per_sample(reference, test, reference)
+    changed = None
+    if model != job.loaded.path and scores is not None and before is not None:
+        difference = np.asarray(scores, np.float64) - np.asarray(before, np.float64)
+        changed = interval(difference, seed=job.config.seed)
     value = metric.value(outputs, test, reference)
     return MetricValue(
         name=metric.name,
@@ -90,6 +95,7 @@ def metric_on_test(job: Job, model: ir.Model | Path) -> MetricValue:
         higher_is_better=metric.higher_is_better,
         unit_points=metric.unit_points,
         label=metric.label,
+        change_ci95=changed,
     )
 
 
@@ -112,7 +118,8 @@ def verification(proven: Proven, cut: Cut, targets: Mapping[str, TargetResult]) 
     if proof is None:
         return Verification(runs=runs, note="nothing was cut")
     allowed = proof.tolerance * proof.scale
-    exact = Check(proof.exact_groups, proof.max_abs_error, allowed, proof.passed)
+    layers = len(cut.plan.removed_layers)
+    exact = Check(proof.exact_groups, proof.max_abs_error, allowed, proof.passed, layers=layers)
     approximate = Check(
         proof.approximate_groups,
         proof.max_abs_error,
