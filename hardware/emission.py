@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from condensec.data import Samples
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+T = TypeVar("T")
 CHECKED = 64  # samples an emitted graph is run on
 _FUSION_ERROR = 0.05  # of the largest output
 _FP32_ERROR = 1e-3  # of the largest output; reordered sums of deep nets come to a tenth of it
@@ -34,12 +35,25 @@ class Request:
         target: for which target.
         samples: calibration samples.
         threads: threads for calibration.
+        calibrate: how ranges of activations are found, of `condensec.hardware.calibration.METHODS`, or
+            "auto": all are tried, and the truest is taken.
+        scratch: folder for what lasts as long as the request.
     """
 
     model: ir.Model
     target: Target
     samples: Samples
     threads: int = 1
+    calibrate: str = "auto"
+    scratch: Path | None = None
+    _found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: str, find: Callable[[], T]) -> T:
+        """What ``find`` gives, computed at the first call for a key: all variants share it."""
+        if key not in self._found:
+            self._found[key] = find()
+        found: T = self._found[key]
+        return found
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Input shapes of one call: the fixed batch size or 1, and the samples' other dims."""
@@ -48,6 +62,31 @@ class Request:
     def feeds(self) -> dict[str, np.ndarray[Any, Any]]:
         """Real inputs of one call."""
         return signature(self.model).call(self.samples, 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to write a graph.
+
+    Attributes:
+        precision: "fp32", "fp16" or "int8".
+        variant: one of the dialect's names for its ways to write this precision.
+        method: how ranges of activations are found, of `condensec.hardware.calibration.METHODS`.
+        exclude: nodes that stay fp32.
+        plain: the model as it is, without the dialect's rewrites.
+    """
+
+    precision: str
+    variant: str = ""
+    method: str = "minmax"
+    exclude: tuple[str, ...] = ()
+    plain: bool = False
+
+    def __str__(self) -> str:
+        details = [self.variant] if self.variant else []
+        details += [self.method] if self.precision == "int8" and self.method != "minmax" else []
+        details += [f"{len(self.exclude)} layers in fp32"] if self.exclude else []
+        return f"{self.precision} ({', '.join(details)})" if details else self.precision
 
 
 @dataclass(frozen=True)
@@ -60,6 +99,7 @@ class Fidelity:
         agreement: share of rows with the same largest entry; None where outputs have no classes.
         cosine: smallest mean cosine similarity of an output.
         samples: how many samples were run.
+        error: squared error over the squares of the fp32 outputs, the largest of all outputs.
     """
 
     max_error: float
@@ -67,6 +107,7 @@ class Fidelity:
     agreement: float | None
     cosine: float
     samples: int
+    error: float = 0.0
 
     def __str__(self) -> str:
         same = "" if self.agreement is None else f", same answer on {self.agreement:.1%}"
@@ -88,7 +129,9 @@ class Artifact:
         notes: what a user should know.
         fidelity: against the fp32 model.
         command: a line that runs or measures it on the target, or empty.
-        tried: precision -> measured time over fp32, where it was measured.
+        tried: recipe -> measured time over fp32, where it was measured.
+        calibration: how the ranges of int8 activations were found, or empty.
+        in_fp32: layers of an int8 graph that stay fp32, and why.
     """
 
     path: Path
@@ -99,6 +142,8 @@ class Artifact:
     fidelity: Fidelity | None = None
     command: str = ""
     tried: Mapping[str, float] | None = None
+    calibration: str = ""
+    in_fp32: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -111,6 +156,8 @@ class Artifact:
             "fidelity": None if self.fidelity is None else vars(self.fidelity),
             "command": self.command,
             "tried": dict(self.tried or {}),
+            "calibration": self.calibration,
+            "in_fp32": [{"node": node, "reason": reason} for node, reason in self.in_fp32.items()],
         }
 
 
@@ -146,7 +193,7 @@ def _compare(
 ) -> Fidelity:
     few = _few(request.samples)
     found = Session(path, threads=request.threads, optimize=optimize).run_samples(few)
-    errors, scales, agreements, cosines = [0.0], [0.0], [], [1.0]
+    errors, scales, agreements, cosines, relative = [0.0], [0.0], [], [1.0], [0.0]
     for name, want in expected.items():
         have = found[name]
         if have.shape != want.shape:
@@ -160,11 +207,12 @@ def _compare(
             raise PostconditionError(f"{path.name}: output '{name}' isn't finite in {precision}", node=name)
         errors.append(float(np.abs(a - b).max()))
         scales.append(float(np.abs(a).max()))
+        relative.append(float(np.square(a - b).sum() / max(float(np.square(a).sum()), 1e-30)))
         cosines.append(_cosine(a.reshape(len(a), -1), b.reshape(len(b), -1)))
         if a.ndim >= 2 and a.shape[-1] > 1:
             agreements.append(float(np.mean(a.argmax(-1) == b.argmax(-1))))
     agreement = min(agreements) if agreements else None
-    return Fidelity(max(errors), max(scales), agreement, min(cosines), len(few))
+    return Fidelity(max(errors), max(scales), agreement, min(cosines), len(few), max(relative))
 
 
 def _cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
@@ -173,4 +221,5 @@ def _cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 
 
 def _few(samples: Samples) -> Samples:
-    return samples.first(CHECKED)
+    """The last ones: calibration looks at the first."""
+    return samples.subset(range(max(0, len(samples) - CHECKED), len(samples)))

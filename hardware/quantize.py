@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +12,17 @@ import numpy as np
 from condensec.errors import CondensecError, PostconditionError
 from condensec.hardware.quiet import quiet_third_party
 from condensec.runner import Session
+from condensec.serialized import INLINE_LIMIT
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from condensec.data import Samples
-
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-METHODS = ("minmax", "entropy", "percentile")
 PER_CHANNEL_OPSET = 13  # the first whose DequantizeLinear has an axis
-CALIBRATION = 128  # samples; min and max change little beyond
+_LEAST_OPSET = 10  # the first that has QuantizeLinear
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm", "QAttention", "QEmbed", "QMoE")
+_INTEGER = ("ConvInteger", "MatMulInteger", "MatMulNBits", "DynamicQuantize", "GatherBlockQuantized")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,6 @@ class Scheme:
         quantize_bias: int32 biases; False leaves them float (TensorRT).
         ops: operators to quantize; None = all the quantizer knows.
         exclude: names of nodes to leave in fp32.
-        method: calibration, of `METHODS`.
         reduce_range: 7-bit weights.
         inputs_only: quantize what weighted nodes read, not what they write, so that an activation after them
             can be fused (TensorRT).
@@ -45,116 +45,173 @@ class Scheme:
     quantize_bias: bool = True
     ops: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
-    method: str = "minmax"
     reduce_range: bool = False
     inputs_only: bool = False
 
 
-def folded(model: ir.Model, out: Path) -> Path:
-    """Write the model with batch norms and constants folded, in standard operators.
+def already_quantized(model: ir.Model) -> int:
+    """How many nodes of a model quantize, or compute with integers, already."""
+    found = 0
+    for graph in model.graphs():
+        found += sum(node.op_type.startswith((*_QUANTIZED, *_INTEGER)) for node in graph)
+    return found
 
-    The quantizer sees only what is there: a batch norm left between Conv and Relu costs a Q/DQ pair.
+
+def folded(model: ir.Model, out: Path) -> Path:
+    """Write the model with batch norms and constants folded, in standard operators, every node named.
+
+    The quantizer sees only what is there: a batch norm left between Conv and Relu costs a Q/DQ pair. It also
+    can't tell nodes without a name apart.
+
+    Raises:
+        PostconditionError: the model's opset is too old for Q/DQ and can't be raised.
     """
     import onnx
 
-    Session(model, optimize="basic", save_optimized=out)
+    from condensec.model_checks import tensors
+
+    beside = "folded.weights"
+    large = sum(tensor.nbytes for tensor in tensors(model)) > INLINE_LIMIT
+    config = {"session.optimized_model_external_initializers_file_name": beside} if large else {}
+    Session(model, optimize="basic", save_optimized=out, config=config)
     proto = onnx.load_model(out)
-    _rename_made_up(proto, model)
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset < PER_CHANNEL_OPSET:
-        try:
-            proto = onnx.version_converter.convert_version(proto, PER_CHANNEL_OPSET)
-        except Exception as error:  # the converter raises whatever its adapters do
-            raise PostconditionError(
-                f"opset {opset} can't be raised to {PER_CHANNEL_OPSET}, which int8 per channel needs: "
-                f"{' '.join(str(error).split())[:200]}"
-            ) from error
-    onnx.save_model(proto, out)
+    rename_made_up(proto, model)
+    _name_nodes(proto.graph)
+    proto = _raised(proto)
+    _save(proto, out, large)
     return out
 
 
-def _rename_made_up(proto: onnx.ModelProto, original: ir.Model) -> None:
+def _raised(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """At the opset that per-channel scales need, where that can be; weights go per tensor where it can't."""
+    import onnx
+
+    opset = opset_of(proto)
+    if opset >= PER_CHANNEL_OPSET:
+        return proto
+    try:
+        with quiet_third_party():
+            return onnx.version_converter.convert_version(proto, PER_CHANNEL_OPSET)
+    except Exception as error:  # the converter raises whatever its adapters do
+        if opset >= _LEAST_OPSET:
+            return proto
+        raise PostconditionError(
+            f"opset {opset} has no QuantizeLinear and can't be raised to {PER_CHANNEL_OPSET}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The default domain's opset."""
+    return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node of the main graph a name of its own."""
+    taken: set[str] = set()
+    for number, node in enumerate(graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{number}_{next(filter(None, node.output), '')}"
+        taken.add(node.name)
+
+
+def rename_made_up(proto: onnx.ModelProto, original: ir.Model) -> None:
     """Rename values onnxruntime made up: it makes up the same names again later, and then trips over them."""
-    if any(a.HasField("g") or a.graphs for node in proto.graph.node for a in node.attribute):
-        return  # names may be used inside subgraphs, too
-    known = {value.name for value in original.graph.initializers.values()}
-    known |= {value.name for value in original.graph.inputs}
-    known |= {value.name for node in original.graph for value in node.outputs}
+    known = {value.name for graph in original.graphs() for value in graph.initializers.values()}
+    known |= {value.name for graph in original.graphs() for value in graph.inputs}
+    known |= {value.name for node in original.graph.all_nodes() for value in node.outputs}
     names = [tensor.name for tensor in proto.graph.initializer]
     names += [name for node in proto.graph.node for name in node.output]
     renamed = {name: f"{name}.folded" for name in names if name and name not in known}
     for tensor in proto.graph.initializer:
         tensor.name = renamed.get(tensor.name, tensor.name)
-    for node in proto.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
+    _rename_uses(proto.graph, renamed, outputs=True)
     del proto.graph.value_info[:]
 
 
-def quantize(source: Path, out: Path, samples: Samples, scheme: Scheme) -> None:
+def _rename_uses(graph: onnx.GraphProto, renamed: Mapping[str, str], *, outputs: bool = False) -> None:
+    """Rename what nodes read (``outputs``: and write); in bodies, what they don't define themselves."""
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        if outputs:
+            node.output[:] = [renamed.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                own = {v.name for v in (*body.input, *body.initializer)}
+                own.update(name for inner in body.node for name in inner.output)
+                _rename_uses(body, {old: new for old, new in renamed.items() if old not in own})
+                for value in body.output:
+                    value.name = value.name if value.name in own else renamed.get(value.name, value.name)
+
+
+def quantize(source: Path, out: Path, ranges: Mapping[str, tuple[float, float]], scheme: Scheme) -> None:
     """Write a QDQ graph.
 
     Args:
         source: the fp32 model (see `folded`).
         out: the file to write.
-        samples: calibration samples.
+        ranges: least and largest value of every activation that may be quantized.
         scheme: how.
 
     Raises:
         PostconditionError: the quantizer failed.
     """
-    with quiet_third_party():
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    import onnx
 
-        methods = {
-            "minmax": CalibrationMethod.MinMax,
-            "entropy": CalibrationMethod.Entropy,
-            "percentile": CalibrationMethod.Percentile,
-        }
+    with quiet_third_party():
         try:
-            quantize_static(
-                str(source),
-                str(out),
-                _reader(source, samples),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=None if scheme.ops is None else list(scheme.ops),
-                per_channel=True,
-                reduce_range=scheme.reduce_range,
-                activation_type=QuantType.QUInt8 if scheme.activations == "u8" else QuantType.QInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=list(scheme.exclude),
-                calibrate_method=methods[scheme.method],
-                extra_options={
-                    "ActivationSymmetric": scheme.symmetric,
-                    "WeightSymmetric": True,
-                    "QuantizeBias": scheme.quantize_bias,
-                    "OpTypesToExcludeOutputQuantization": list(WEIGHTED) if scheme.inputs_only else [],
-                },
-            )
+            quantizer = _quantizer(source, ranges, scheme)
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+            proto = quantizer.model.model
         except CondensecError:
             raise
         except Exception as error:
             text = " ".join(str(error).split())[:300] or type(error).__name__
             raise PostconditionError(f"onnxruntime's quantizer failed: {text}") from error
+        if not any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
+            raise PostconditionError("there is nothing in the graph that onnxruntime's quantizer takes")
+        assert isinstance(proto, onnx.ModelProto)
+        _save(proto, out, sum(len(t.raw_data) for t in proto.graph.initializer) > INLINE_LIMIT)
 
 
-def _reader(source: Path, samples: Samples) -> Any:
-    """Calibration batches: single calls of the model's own batch size."""
-    from onnxruntime.quantization import CalibrationDataReader
+def _quantizer(source: Path, ranges: Mapping[str, tuple[float, float]], scheme: Scheme) -> Any:
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-    session = Session(source)
-    size = session.batch_size or 1
-    names = [port.name for port in session.inputs]
+    model = load_model_with_shape_infer(source)
+    data = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
+    }
+    options = {
+        "ActivationSymmetric": scheme.symmetric,
+        "WeightSymmetric": True,
+        "QuantizeBias": scheme.quantize_bias,
+        "OpTypesToExcludeOutputQuantization": list(WEIGHTED) if scheme.inputs_only else [],
+    }
+    return QDQQuantizer(
+        model,
+        opset_of(model) >= PER_CHANNEL_OPSET,
+        scheme.reduce_range,
+        QuantType.QInt8,
+        QuantType.QUInt8 if scheme.activations == "u8" else QuantType.QInt8,
+        TensorsData(CalibrationMethod.MinMax, data),
+        [],
+        list(scheme.exclude),
+        sorted({*QLinearOpsRegistry, *QDQRegistry}) if scheme.ops is None else list(scheme.ops),
+        options,
+    )
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._starts = iter(range(0, min(len(samples), CALIBRATION), size))
 
-        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-            start = next(self._starts, None)
-            if start is None:
-                return None
-            rows = np.arange(start, start + size) % len(samples)
-            return {name: np.ascontiguousarray(samples.inputs[name][rows]) for name in names}
+def _save(proto: onnx.ModelProto, out: Path, large: bool) -> None:
+    """Write a protobuf; above its bound the weights go beside it."""
+    import onnx
 
-    return Reader()
+    if large:
+        onnx.save_model(proto, out, save_as_external_data=True, location=f"{out.name}.data")
+    else:
+        onnx.save_model(proto, out)

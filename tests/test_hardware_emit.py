@@ -150,7 +150,7 @@ def test_the_guard_decides_about_auto(tmp_path: Path) -> None:
 def test_a_wrong_fp32_graph_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from condensec.hardware.emit import ort
 
-    def spoil(request: emission.Request, precision: str, variant: str, path: Path) -> list[str]:
+    def spoil(request: emission.Request, recipe: emission.Recipe, path: Path) -> list[str]:
         model = residual_cnn()
         bias = next(w for w in model.graph.initializer if w.name == "fc.bias")
         bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.5, bias.name))

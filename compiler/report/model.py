@@ -67,6 +67,8 @@ class MetricValue:
         value: None when it could not be evaluated.
         samples: how many samples it was evaluated on.
         ci95: 95% interval of `value`.
+        change_ci95: 95% interval of its change against the original's, on the same samples; None for the
+            original itself.
         split: ``test``, ``validation`` or ``calibration``.
         how: one of the four words of this module.
         unit_points: factor from the metric's own unit to "points" (100 for top1), as in ``--max-drop``.
@@ -82,6 +84,7 @@ class MetricValue:
     higher_is_better: bool = True
     unit_points: float = 1.0
     label: str = ""
+    change_ci95: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,7 @@ class Check:
 
     Attributes:
         groups: number of cut groups that this check covers.
+        layers: number of layers taken out whole that it covers.
         max_abs_error: largest difference between the pruned graph and the masked original.
         tolerance: what was allowed, in the same unit.
     """
@@ -221,6 +225,7 @@ class Check:
     tolerance: float | None = None
     passed: bool = True
     note: str = ""
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -330,11 +335,13 @@ class LossDetail:
         loss: output error, in the report's ``sensitivity_unit``.
         ci95: its 95% interval over the samples; None where outputs have no sample axis.
         metric: the metric, or None without labels.
+        similarity: of a layer: cosine between what goes into it and what comes out.
     """
 
     loss: float
     ci95: Interval | None = None
     metric: float | None = None
+    similarity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -396,10 +403,10 @@ class Report:
         sensitivity_detail: the same with intervals and metric, where it was measured.
         layer_sensitivity: residual block, by its last node -> loss when it is taken out whole.
         sensitivity_samples: samples that the map was measured on.
-        pareto: further models, each the best found for its size.
         graph: the original's graph as boxes in topological order; empty where it would be too large to draw.
         timings: stage -> seconds, in the order of the line, ending with ``total``.
         stage_rss_mb: stage -> peak resident memory in MiB when the stage ended.
+        pareto: models on the way to this one, the largest first (``--pareto``).
         plan_sha256: `Plan.digest` of the plan that was carried out.
         command: the exact command line.
         created: when the run ended, ISO 8601 with zone.

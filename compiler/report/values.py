@@ -7,16 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """One model of several, each the best found for its size (``--pareto N``).
+    """One model along the front of ``--pareto``.
 
     Attributes:
-        n: its number, from 1.
-        ratio: latency as a share of the original's, if it is known.
-        macs: multiply-accumulates of one sample.
-        params: number of weight elements.
-        metric: on validation samples, in the metric's own unit.
-        verified: how `ratio` was got; one of the four words of `condensec.report.model`.
-        file: the model, relative to the output folder.
+        n: number, the largest model first.
+        ratio: its latency over the original's on `target`, if it is known.
+        macs, params: of the model.
+        metric: of the emitted graph, on the samples of `condensec.report.Report.after`.
+        verified: how the ratio was got; one of the four words of `condensec.report.model`.
+        file: the emitted graph, relative to the output folder; the healed one is beside its folder.
+        target: whose latency and graph these are: the first one asked for.
+        ci95: 95% interval of `ratio`.
+        metric_validation: what the guard saw.
+        bytes: size of the file.
     """
 
     n: int
@@ -26,6 +29,10 @@ class ParetoPoint:
     metric: float | None = None
     verified: str = "measured"
     file: str = ""
+    target: str = ""
+    ci95: tuple[float, float] | None = None
+    metric_validation: float | None = None
+    bytes: int = 0
 
 
 @dataclass(frozen=True)

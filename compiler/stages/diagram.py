@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from condensec.passes.bodies import enters
 from condensec.passes.prune import Cut
-from condensec.passes.select import Widths
+from condensec.passes.widths import Widths
 from condensec.report.model import LayerCut, runs
 from condensec.report.values import GraphNode
 from condensec.stages.job import Job
@@ -29,9 +29,7 @@ class _Box:
 def layer_cuts(job: Job, cut: Cut, counts: Mapping[str, int]) -> tuple[LayerCut, ...]:
     """What was cut in each weighted node."""
     analysis = job.analysis
-    dense, thin = Widths(analysis, ()), Widths(analysis, ())
-    for group in analysis.groups:
-        thin.assign(group, counts.get(group.id, group.size))
+    dense, thin = Widths(analysis, ()), Widths(analysis, ()).at(counts)
     kept = analysis.kept(cut.plan.kept())
     owner = {a.id: g.id for g in analysis.groups for a in g.atoms}
     found = []
@@ -39,17 +37,19 @@ def layer_cuts(job: Job, cut: Cut, counts: Mapping[str, int]) -> tuple[LayerCut,
         if cost.outputs is None:
             continue
         before, after = dense.shape(cost), thin.shape(cost)
+        gone = thin.removed(before.name)
         atoms = analysis.axes.atoms(cost.outputs)
         found.append(
             LayerCut(
                 name=before.name,
                 op=before.op,
                 before=before.out_channels,
-                after=after.out_channels,
+                after=0 if gone else after.out_channels,
                 macs_before=before.macs,
-                macs_after=after.macs,
+                macs_after=0 if gone else after.macs,
                 group=next((owner[a.id] for a in atoms if a.id in owner), ""),
-                kept=runs(int(i) for i in kept.indices(cost.outputs)),
+                kept=() if gone else runs(int(i) for i in kept.indices(cost.outputs)),
+                removed=gone,
                 reason=next((a.frozen for a in atoms if a.frozen), ""),
             )
         )

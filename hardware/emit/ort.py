@@ -2,43 +2,63 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condensec import io
 from condensec.errors import ConfigError
-from condensec.hardware import rewrite
-from condensec.hardware.quantize import WEIGHTED, Scheme, folded, quantize
+from condensec.hardware import int8, rewrite
+from condensec.hardware.quantize import WEIGHTED, Scheme
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from condensec.hardware.emission import Request
+    from condensec.hardware.emission import Recipe, Request
 
 # u8 activations are fast and exact only where products are summed up in 32 bits at once
 _DOT_PRODUCT = ("avx512_vnni", "avx_vnni")
 _INT8_DEPTHWISE = ("avx512_vnni",)
+ALL, INPUTS = "all", "inputs"
 
 
 def variants(request: Request, precision: str) -> tuple[str, ...]:
-    """Ways to write this precision, the likeliest first."""
+    """Ways to write this precision, the likeliest first.
+
+    "all" quantizes everything between convolutions, so that networks of convolutions stay in int8 throughout
+    (ResNet-20: 0.50 of the fp32 time, against 1.26 for the other); "inputs" only what products read, so that
+    norms and softmaxes stay fp32 (ViT-tiny: 0.58, against 0.75).
+    """
     if precision != "int8":
         return ("",)
     products = [n.op_type in ("MatMul", "Gemm") for n in request.model.graph if n.op_type in WEIGHTED]
-    return ("inputs", "all") if sum(products) > len(products) / 2 else ("all", "inputs")
+    return (INPUTS, ALL) if sum(products) > len(products) / 2 else (ALL, INPUTS)
 
 
-def write(request: Request, precision: str, variant: str, path: Path) -> list[str]:
-    """Write the graph in this precision; returns notes."""
-    model, notes = prepared(request.model)
-    if precision == "fp32":
-        io.save(model, path)
-    elif precision == "int8":
-        notes += write_int8(model, request, variant, path)
-    else:
-        raise ConfigError(f"{precision} isn't a precision of onnxruntime on this CPU")
+def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
+    """Write the graph as the recipe says; returns notes."""
+    if recipe.precision == "int8":
+        activations = "u8" if request.target.isa in _DOT_PRODUCT else "s8"
+        int8.write(request, lambda: prepared(request.model)[0], recipe, scheme(recipe, activations), path)
+        return [f"int8 (QDQ, {recipe.variant}), {activations} activations, s8 weights per channel"]
+    if recipe.precision != "fp32":
+        raise ConfigError(f"{recipe.precision} isn't a precision of onnxruntime on this CPU")
+    model, notes = (request.model, []) if recipe.plain else prepared(request.model)
+    io.save(model, path)
     return notes
+
+
+def slow(request: Request, variant: str) -> dict[str, str]:
+    """Layers that stay fp32 where nothing can be measured, and why."""
+    layers = depthwise(_source(request))
+    if variant == INPUTS or request.target.isa not in _INT8_DEPTHWISE:
+        return dict.fromkeys(layers, "depthwise convolutions are slower in int8")
+    reason = "int8 depthwise convolutions want a multiple of 16 channels"
+    return {name: reason for name, channels in layers.items() if channels % 16}
+
+
+def doubtful(request: Request, variant: str) -> dict[str, str]:
+    """Layers to try in fp32, too, where it can be measured, and the reason if that is faster."""
+    return dict.fromkeys(depthwise(_source(request)), "depthwise; measured faster in fp32")
 
 
 def command(request: Request, path: Path, precision: str) -> str:
@@ -56,45 +76,25 @@ def prepared(source: ir.Model) -> tuple[ir.Model, list[str]]:
     return model, notes
 
 
-def write_int8(model: ir.Model, request: Request, variant: str, path: Path) -> list[str]:
-    """Write a QDQ graph; depthwise convolutions stay fp32 where int8 ones are slower.
-
-    Args:
-        model: the fp32 model.
-        request: what was asked.
-        path: the file to write.
-        variant: "all" quantizes everything between convolutions, so that networks of convolutions stay in
-            int8 throughout (ResNet-20: 0.50 of the fp32 time, against 1.26 for the other); "inputs" only what
-            products read, so that norms and softmaxes stay fp32 (ViT-tiny: 0.58, against 0.75).
-    """
-    isa = request.target.isa
-    with tempfile.TemporaryDirectory(prefix="condensec-") as folder:
-        source = folded(model, Path(folder) / "folded.onnx")
-        slow = variant == "inputs" or isa not in _INT8_DEPTHWISE
-        exclude = depthwise(io.load(source)) if slow else ()
-        activations = "u8" if isa in _DOT_PRODUCT else "s8"
-        quantize(source, path, request.samples, scheme(variant, activations, exclude))
-    notes = [f"int8 (QDQ, {variant}), {activations} activations, s8 weights per channel"]
-    if exclude:
-        notes.append(f"{len(exclude)} depthwise convolutions stay fp32: int8 ones are slower")
-    return notes
-
-
-def scheme(variant: str, activations: str, exclude: tuple[str, ...]) -> Scheme:
+def scheme(recipe: Recipe, activations: str) -> Scheme:
     """The quantization scheme of a variant."""
-    if variant == "inputs":
-        return Scheme(activations=activations, exclude=exclude, ops=WEIGHTED, inputs_only=True)
-    return Scheme(activations=activations, exclude=exclude)
+    if recipe.variant == INPUTS:
+        return Scheme(activations=activations, ops=WEIGHTED, inputs_only=True)
+    return Scheme(activations=activations)
 
 
-def depthwise(model: ir.Model) -> tuple[str, ...]:
-    """Names of the depthwise convolutions."""
-    found = []
+def _source(request: Request) -> ir.Model:
+    return int8.source_graph(request, lambda: prepared(request.model)[0])
+
+
+def depthwise(model: ir.Model) -> dict[str, int]:
+    """Names of the depthwise convolutions, and their channels."""
+    found = {}
     for node in model.graph:
         weight = node.inputs[1] if node.op_type == "Conv" else None
         if weight is None or weight.shape is None:
             continue
-        groups = node.attributes.get_int("group", 1)
-        if groups and groups > 1 and weight.shape[1] == 1:
-            found.append(node.name or "")
-    return tuple(found)
+        groups, channels = node.attributes.get_int("group", 1), weight.shape[0]
+        if groups and groups > 1 and weight.shape[1] == 1 and isinstance(channels, int):
+            found[node.name or ""] = channels
+    return found

@@ -1,27 +1,27 @@
 """onnxruntime's mobile packages: fixed shapes, so that NNAPI, CoreML and XNNPACK can take the graph.
 
-Always ONNX, never ``.ort``: converting on an x86 machine bakes its choices in (fp16 silently becomes fp32),
-and only minimal builds need it.
+The graph to deploy is always ONNX. `ort_format` writes the ``.ort`` that minimal builds of the runtime need,
+and the list of operators such a build has to contain; converting on an x86 machine bakes its choices in (fp16
+silently becomes fp32), so the conversion keeps to what every machine gets.
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condensec import io
-from condensec.hardware import rewrite
+from condensec.hardware import int8, rewrite
 from condensec.hardware.emit.ort import depthwise, prepared, scheme
 from condensec.hardware.emit.ort import variants as ort_variants
-from condensec.hardware.quantize import folded, quantize
+from condensec.hardware.mobile_checks import usability
 from condensec.hardware.quiet import quiet_third_party
 from condensec.runner import Session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from condensec.hardware.emission import Request
+    from condensec.hardware.emission import Recipe, Request
 
 
 def variants(request: Request, precision: str) -> tuple[str, ...]:
@@ -29,20 +29,36 @@ def variants(request: Request, precision: str) -> tuple[str, ...]:
     return ort_variants(request, precision)
 
 
-def write(request: Request, precision: str, variant: str, path: Path) -> list[str]:
-    """Write the graph in this precision; returns notes."""
-    model, notes = prepared(request.model)
-    shapes = request.shapes()
-    outputs = {name: value.shape for name, value in Session(model).run(request.feeds()).items()}
-    rewrite.fix_shapes(model, shapes, outputs)
-    notes.append("fixed shapes: " + ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in shapes.items()))
-    if precision == "int8":
-        notes += _write_int8(model, request, variant, path)
-    elif precision == "fp16":
+def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
+    """Write the graph as the recipe says; returns notes."""
+    if recipe.plain:
+        io.save(request.model, path)
+        return ["shapes are as they were"]
+    model, notes = request.once("fixed", lambda: fixed(request))
+    notes = list(notes)
+    if recipe.precision == "int8":
+        int8.write(request, lambda: model, recipe, scheme(recipe, "s8"), path)
+        notes.append(f"int8 (QDQ, {recipe.variant}), s8 activations, s8 weights per channel")
+    elif recipe.precision == "fp16":
         notes += write_fp16(model, path)
     else:
         io.save(model, path)
     return notes + usability(path)
+
+
+def slow(request: Request, variant: str) -> dict[str, str]:
+    """Layers that stay fp32, and why: there's no phone here to measure on."""
+    model = request.once("fixed", lambda: fixed(request))[0]
+    layers = depthwise(int8.source_graph(request, lambda: model))
+    reason = "int8 depthwise convolutions want a multiple of 16 channels"
+    return {name: reason for name, channels in layers.items() if channels % 16}
+
+
+def doubtful(request: Request, variant: str) -> dict[str, str]:
+    """Layers to try in fp32, too, on a phone that can be measured."""
+    model = request.once("fixed", lambda: fixed(request))[0]
+    found = depthwise(int8.source_graph(request, lambda: model))
+    return dict.fromkeys(found, "depthwise; measured faster in fp32")
 
 
 def command(request: Request, path: Path, precision: str) -> str:
@@ -50,23 +66,14 @@ def command(request: Request, path: Path, precision: str) -> str:
     return f"adb shell ./onnxruntime_perf_test -I -e cpu -m times -r 100 -x 1 -y 1 {path.name}"
 
 
-def _write_int8(model: ir.Model, request: Request, variant: str, path: Path) -> list[str]:
-    with tempfile.TemporaryDirectory(prefix="condensec-") as folder:
-        source = folded(model, Path(folder) / "folded.onnx")
-        plain = io.load(source)
-        odd = [name for name in depthwise(plain) if not _multiple_of_16(plain, name)]
-        quantize(source, path, request.samples, scheme(variant, "s8", tuple(odd)))
-    notes = [f"int8 (QDQ, {variant}), s8 activations, s8 weights per channel"]
-    if odd:
-        notes.append(f"{len(odd)} depthwise convolutions of no multiple of 16 channels stay fp32")
-    return notes
-
-
-def _multiple_of_16(model: ir.Model, name: str) -> bool:
-    node = next(n for n in model.graph if n.name == name)
-    weight = node.inputs[1]
-    channels = weight.shape[0] if weight is not None and weight.shape is not None else None
-    return isinstance(channels, int) and channels % 16 == 0
+def fixed(request: Request) -> tuple[ir.Model, list[str]]:
+    """A copy of the model with the shapes of one call, and notes."""
+    model, notes = prepared(request.model)
+    shapes = request.shapes()
+    outputs = {name: value.shape for name, value in Session(model).run(request.feeds()).items()}
+    rewrite.fix_shapes(model, shapes, outputs)
+    notes.append("fixed shapes: " + ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in shapes.items()))
+    return model, notes
 
 
 def write_fp16(model: ir.Model, path: Path) -> list[str]:
@@ -82,25 +89,3 @@ def write_fp16(model: ir.Model, path: Path) -> list[str]:
         onnx.save_model(half, draft)
         draft.replace(path)
     return ["fp16 with float32 inputs and outputs"]
-
-
-def usability(path: Path) -> list[str]:
-    """What onnxruntime's own checker says about NNAPI and CoreML, one line each."""
-    with quiet_third_party():
-        import onnx
-        from onnxruntime.tools.mobile_helpers import usability_checker as checker
-        from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo
-
-        try:
-            model = ModelProtoWithShapeInfo(path).model_with_shape_info
-            total = len(model.graph.node)
-            found = {
-                "NNAPI": checker.check_nnapi_partitions(model, require_fixed_input_sizes=True),
-                "CoreML": checker.check_coreml_partitions(model, True, "coreml_supported_mlprogram_ops.md"),
-            }
-        except (onnx.checker.ValidationError, Exception) as error:
-            return [f"the mobile usability check failed: {type(error).__name__}"]
-    return [
-        f"{name} takes {info.num_supported_nodes} of {total} nodes in {info.num_partitions} partitions"
-        for name, info in found.items()
-    ]

@@ -6,7 +6,6 @@ onnxruntime's own. The last touches are onnx-graphsurgeon's, NVIDIA's own tool.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,15 @@ import numpy as np
 
 from condensec import io
 from condensec.errors import PostconditionError
-from condensec.hardware import rewrite
+from condensec.hardware import int8, rewrite
 from condensec.hardware.emit.ort_mobile import write_fp16
-from condensec.hardware.quantize import WEIGHTED, Scheme, folded, quantize
+from condensec.hardware.quantize import WEIGHTED, Scheme
 from condensec.hardware.quiet import quiet_third_party
 
 if TYPE_CHECKING:
-    from condensec.hardware.emission import Request
+    import onnx_ir as ir
+
+    from condensec.hardware.emission import Recipe, Request
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
@@ -30,25 +31,40 @@ def variants(request: Request, precision: str) -> tuple[str, ...]:
     return ("",)
 
 
-def write(request: Request, precision: str, variant: str, path: Path) -> list[str]:
-    """Write the graph in this precision; returns notes."""
-    model, notes = request.model.clone(), []
-    if flushed := rewrite.flush_denormals(model):
-        notes.append(f"{flushed} denormal weights were flushed to zero")
-    if precision == "int8":
-        with tempfile.TemporaryDirectory(prefix="condensec-") as folder:
-            source = folded(model, Path(folder) / "folded.onnx")
-            scheme = Scheme(
-                activations="s8", symmetric=True, quantize_bias=False, ops=WEIGHTED, inputs_only=True
-            )
-            quantize(source, path, request.samples, scheme)
-        _tidy(path)
+def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
+    """Write the graph as the recipe says; returns notes."""
+    if recipe.plain:
+        io.save(request.model, path)
+        return []
+    model, notes = request.once("flushed", lambda: flushed(request.model))
+    notes = list(notes)
+    if recipe.precision == "int8":
+        scheme = Scheme("s8", symmetric=True, quantize_bias=False, ops=WEIGHTED, inputs_only=True)
+        int8.write(request, lambda: model, recipe, scheme, path)
+        tidy(path)
         notes.append("int8: explicit symmetric Q/DQ at the inputs of products, float biases")
-    elif precision == "fp16":
+    elif recipe.precision == "fp16":
         notes += write_fp16(model, path)
     else:
         io.save(model, path)
     return notes
+
+
+def slow(request: Request, variant: str) -> dict[str, str]:
+    """Layers that stay fp32, and why: none; TensorRT times kernels itself when it builds an engine."""
+    return {}
+
+
+def doubtful(request: Request, variant: str) -> dict[str, str]:
+    """Layers to try in fp32, too: none, for the same reason."""
+    return {}
+
+
+def flushed(source: ir.Model) -> tuple[ir.Model, list[str]]:
+    """A copy without denormal weights, and notes about it."""
+    model = source.clone()
+    count = rewrite.flush_denormals(model)
+    return model, [f"{count} denormal weights were flushed to zero"] if count else []
 
 
 def command(request: Request, path: Path, precision: str) -> str:
@@ -65,7 +81,7 @@ def command(request: Request, path: Path, precision: str) -> str:
     return f"trtexec --onnx={path}{typed}{profile} --useCudaGraph --noDataTransfers"
 
 
-def _tidy(path: Path) -> None:
+def tidy(path: Path) -> None:
     """Clean the graph up and check the dialect's rules.
 
     Raises:

@@ -1,0 +1,55 @@
+"""Int8 graphs, as all dialects write them: one folded model and one calibration for all recipes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from condensec import io
+from condensec.hardware import calibration
+from condensec.hardware.quantize import Scheme, folded, quantize
+from condensec.hardware.sensitive import LayerError, layer_errors
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from condensec.hardware.emission import Recipe, Request
+
+
+def source(request: Request, make: Callable[[], ir.Model]) -> Path:
+    """The fp32 model as the quantizer gets it; ``make`` gives it before folding."""
+
+    def write() -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="int8-", dir=request.scratch))
+        return folded(make(), folder / "folded.onnx")
+
+    return request.once("int8 source", write)
+
+
+def source_graph(request: Request, make: Callable[[], ir.Model]) -> ir.Model:
+    """The same, read again: names of nodes are those that a `Scheme` may exclude."""
+    path = source(request, make)
+    return request.once("int8 graph", lambda: io.load(path))
+
+
+def ranges(request: Request, path: Path, method: str) -> dict[str, tuple[float, float]]:
+    """What 8 bits should cover of every activation, by one of the methods of `calibration`."""
+    values = request.once("int8 values", lambda: calibration.observe(path, request.samples, request.threads))
+    return request.once(f"int8 ranges {method}", lambda: calibration.ranges(values, method))
+
+
+def write(request: Request, make: Callable[[], ir.Model], recipe: Recipe, scheme: Scheme, path: Path) -> None:
+    """Write a graph as a recipe says; ``scheme`` is what the dialect wants."""
+    folded_path = source(request, make)
+    found = ranges(request, folded_path, recipe.method)
+    quantize(folded_path, path, found, replace(scheme, exclude=(*scheme.exclude, *recipe.exclude)))
+
+
+def worst_layers(request: Request, recipe: Recipe) -> list[LayerError]:
+    """Layers of a recipe's graph by what they lose in int8, the worst first; after `write`."""
+    path: Path = request.once("int8 source", lambda: Path())
+    found = ranges(request, path, recipe.method)
+    return layer_errors(path, found, request.samples, exclude=recipe.exclude, threads=request.threads)

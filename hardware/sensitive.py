@@ -1,0 +1,209 @@
+"""Which layers lose most in int8, measured: each is quantized alone while all others stay fp32.
+
+All layers are in one graph, each with a switch: `Where(switch[i], quantized, original)` in front of what it
+reads. So a model with a hundred layers is built and opened once, and run a hundred times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from condensec.hardware.quantize import PER_CHANNEL_OPSET, WEIGHTED, opset_of
+from condensec.runner import Session
+
+if TYPE_CHECKING:
+    import onnx
+
+    from condensec.data import Samples
+
+SWITCHES = "condensec.switches"
+SECONDS = 20.0  # all layers together; fewer samples where the model is large
+_LEAST, _MOST = 4, 64  # samples
+Ranges = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What quantizing one layer alone does.
+
+    Attributes:
+        node: its name.
+        error: squared error of the outputs over their own squares, the largest of all outputs.
+    """
+
+    node: str
+    error: float
+
+
+def layer_errors(
+    source: Path, ranges: Ranges, samples: Samples, *, exclude: Sequence[str] = (), threads: int = 1
+) -> list[LayerError]:
+    """Quantize each weighted layer alone, and see what becomes of the outputs.
+
+    Args:
+        source: the fp32 model as the quantizer gets it; opset 13 at least, or there's nothing to say.
+        ranges: of the activations.
+        samples: to run.
+        exclude: layers that stay fp32 anyway.
+        threads: of the runs.
+
+    Returns:
+        The worst layer first.
+    """
+    import onnx
+
+    proto = onnx.load_model(source)
+    if opset_of(proto) < PER_CHANNEL_OPSET:
+        return []
+    outputs = [value.name for value in proto.graph.output]
+    layers = _install(proto, ranges, frozenset(exclude))
+    if not layers:
+        return []
+    session = Session(proto, threads=threads, optimize="basic")
+    floats = [p.name for p in session.outputs if p.name in outputs and p.dtype == np.float32]
+    off = np.zeros(len(layers), np.bool_)
+    size = session.batch_size or 1
+    runner = _Runner(session, samples, floats, size)
+    start = time.perf_counter()
+    runner.run(off, size)
+    affordable = SECONDS / max(1e-6, time.perf_counter() - start) / (len(layers) + 1) * size
+    count = int(np.clip(affordable, _LEAST, min(_MOST, len(samples))))
+    wanted = runner.run(off, count)
+    found = []
+    for i, name in enumerate(layers):
+        on = off.copy()
+        on[i] = True
+        found.append(LayerError(name, relative_error(wanted, runner.run(on, count))))
+    return sorted(found, key=lambda one: (-one.error, one.node))
+
+
+def relative_error(
+    wanted: Mapping[str, NDArray[np.float32]], found: Mapping[str, NDArray[np.float32]]
+) -> float:
+    """Squared error over the squares of what was wanted; the largest of all outputs."""
+    worst = 0.0
+    for name, want in wanted.items():
+        have = found[name]
+        if have.shape != want.shape:
+            return float("inf")
+        power = float(np.square(want, dtype=np.float64).sum())
+        error = float(np.square(want.astype(np.float64) - have).sum())
+        worst = max(worst, error / max(power, 1e-30)) if np.isfinite(error) else float("inf")
+    return worst
+
+
+class _Runner:
+    """Runs the graph with some switches on."""
+
+    def __init__(self, session: Session, samples: Samples, outputs: list[str], size: int) -> None:
+        self._session, self._samples, self._outputs, self._size = session, samples, outputs, size
+
+    def run(self, switches: NDArray[np.bool_], count: int) -> dict[str, NDArray[np.float32]]:
+        parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._outputs}
+        for start in range(0, count, self._size):
+            rows = np.arange(start, start + self._size) % len(self._samples)
+            feeds: dict[str, NDArray[Any]] = {n: a[rows] for n, a in self._samples.inputs.items()}
+            for name, value in self._session.run({**feeds, SWITCHES: switches}, self._outputs).items():
+                parts[name].append(np.asarray(value).reshape(-1))
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _install(proto: onnx.ModelProto, ranges: Ranges, exclude: frozenset[str]) -> list[str]:
+    """Put a switch in front of every weighted node, in place; returns the nodes in the switches' order."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    layers: list[str] = []
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    for node in nodes:
+        if node.op_type in WEIGHTED and node.name not in exclude and node.domain in ("", "ai.onnx"):
+            build = _Switch(proto, len(layers))
+            taken = [build.input(node, i, weights, ranges) for i in (0, 1)]
+            if any(taken):
+                proto.graph.node.extend(build.nodes)
+                layers.append(node.name)
+                for i, name in enumerate(taken):
+                    node.input[i] = name or node.input[i]
+        proto.graph.node.append(node)
+    proto.graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [len(layers)]))
+    indices = [np.array([i], np.int64) for i in range(len(layers))]
+    proto.graph.initializer.extend(numpy_helper.from_array(a, f"{SWITCHES}.{a[0]}") for a in indices)
+    return layers
+
+
+class _Switch:
+    """The nodes in front of one layer."""
+
+    def __init__(self, proto: onnx.ModelProto, number: int) -> None:
+        from onnx import helper
+
+        self._proto, self._on = proto, f"{SWITCHES}.on.{number}"
+        self.nodes = [helper.make_node("Gather", [SWITCHES, f"{SWITCHES}.{number}"], [self._on])]
+
+    def input(
+        self, node: onnx.NodeProto, position: int, weights: Mapping[str, onnx.TensorProto], ranges: Ranges
+    ) -> str | None:
+        """Name of what the node reads instead; None if this input can't be quantized."""
+        from onnx import TensorProto, helper
+
+        name = node.input[position]
+        prefix = f"{self._on}.{position}"
+        if name in weights:
+            if weights[name].data_type != TensorProto.FLOAT:
+                return None
+            quantized = self._weight(node, weights[name], prefix)
+        elif name in ranges:
+            quantized = self._activation(name, ranges[name], prefix)
+        else:
+            return None
+        self.nodes.append(helper.make_node("Where", [self._on, quantized, name], [f"{prefix}.out"]))
+        return f"{prefix}.out"
+
+    def _weight(self, node: onnx.NodeProto, tensor: onnx.TensorProto, prefix: str) -> str:
+        from onnx import helper, numpy_helper
+
+        array = numpy_helper.to_array(tensor)
+        axis = channel_axis(node, array.ndim)
+        others = tuple(i for i in range(array.ndim) if i != axis)
+        scale = (np.abs(array).max(axis=others) / 127).astype(np.float32)
+        scale[scale == 0] = 1.0
+        shape = [-1 if i == axis else 1 for i in range(array.ndim)]
+        quantized = np.clip(np.rint(array / scale.reshape(shape)), -127, 127).astype(np.int8)
+        for suffix, value in (("q", quantized), ("scale", scale), ("zero", np.zeros(scale.shape, np.int8))):
+            self._proto.graph.initializer.append(numpy_helper.from_array(value, f"{prefix}.{suffix}"))
+        inputs = [f"{prefix}.{suffix}" for suffix in ("q", "scale", "zero")]
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{prefix}.dq"], axis=axis))
+        return f"{prefix}.dq"
+
+    def _activation(self, name: str, ends: tuple[float, float], prefix: str) -> str:
+        from onnx import helper, numpy_helper
+
+        low, high = ends
+        scale = np.float32(max(high - low, 1e-12) / 255)
+        zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
+        for suffix, value in (("scale", scale), ("zero", zero)):
+            tensor = numpy_helper.from_array(np.array(value), f"{prefix}.{suffix}")
+            self._proto.graph.initializer.append(tensor)
+        settings = [f"{prefix}.scale", f"{prefix}.zero"]
+        self.nodes.append(helper.make_node("QuantizeLinear", [name, *settings], [f"{prefix}.q"]))
+        self.nodes.append(helper.make_node("DequantizeLinear", [f"{prefix}.q", *settings], [f"{prefix}.dq"]))
+        return f"{prefix}.dq"
+
+
+def channel_axis(node: onnx.NodeProto, rank: int) -> int:
+    """The axis of a weight that has one scale an entry: its output channels."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):
+        return 0
+    return rank - 1
