@@ -3,11 +3,23 @@
 import condensec
 
 report = condensec.compress("model.onnx", target="mobile-cpu", data="samples.npz")
+
+from condensec import api
+
+plan = api.plan("model.onnx", keep=0.5, data="samples.npz")
+api.apply("model.onnx", plan, "cut.onnx")
+api.verify("model.onnx", plan, "cut.onnx")
+api.heal("cut.onnx", "model.onnx", "samples.npz", "healed.onnx")
+api.emit("healed.onnx", "out", target="mobile-cpu")
+api.bench("model.onnx", "healed.onnx")
+
+Stable: what stands here keeps its name, its arguments and what it returns; new optional arguments and new
+fields may come. The loggers below ``condensec`` tell what is done (INFO); nothing is printed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +30,10 @@ from condensec.plan import FrozenAxis, Plan, read_plan
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from condensec.builds.gate import Judgement
+    from condensec.hardware.bench import Comparison, Measurement
+    from condensec.hardware.emission import Artifact
+    from condensec.healing import HealResult
     from condensec.report.model import Report
     from condensec.stages.steps import Observer
     from condensec.verify import Proof
@@ -252,6 +268,148 @@ def verify(
     wanted = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     model = io.load(Path(original))
     return check(model, wanted, io.load(Path(pruned)), _feeds(model, shapes))
+
+
+def heal(
+    pruned: str | Path,
+    teacher: str | Path,
+    data: Any,
+    output: str | Path,
+    *,
+    plan: Plan | str | Path | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> HealResult:
+    """Train any smaller model to answer as its original does, and write it.
+
+    Args:
+        pruned: the ONNX file to train.
+        teacher: the ONNX file to learn from; it has the same inputs and outputs.
+        data: samples, as for `compress`.
+        output: the ONNX file to write.
+        plan: the plan that cut it: says which inner values can be compared (``loss="output=1,features=1"``).
+        observer: told how far it is.
+        options: ``heal`` (``epochs=3``, the default, or ``minutes=10``), ``val``, ``metric``, ``augment``,
+            ``loss``, ``freeze``, ``seed``, ``jobs``.
+
+    Returns:
+        What it brought; ``before`` and ``after`` are the metric on held-out samples.
+
+    Raises:
+        CondensecError: see `condensec.errors`.
+    """
+    from condensec.stages.graphs import heal as run
+
+    found = read_plan(Path(plan)) if isinstance(plan, str | Path) else plan
+    config = configure(model=pruned, data=data, **{"heal": "epochs=3", "max_drop": "inf", **options})
+    return run(config, Path(teacher), Path(output), None if found is None else found.slices, observer)
+
+
+def emit(
+    model: str | Path,
+    output: str | Path,
+    *,
+    target: str | Sequence[str] = "host",
+    accept: Callable[[Path], bool] | None = None,
+    **options: Any,
+) -> dict[str, Artifact]:
+    """Write a model as each target's runtime wants it, without cutting anything.
+
+    Args:
+        model: the ONNX file.
+        output: the folder; the graphs are in ``<target>/model.onnx``.
+        target: one or more names.
+        accept: whether a graph of lower precision is good enough; default: the same answer on 98%.
+        options: ``quantize`` (``none``, the default, ``int8``, ``fp16``, ``auto``), ``data`` to calibrate
+            with, ``shape``, ``seed``, ``jobs``.
+
+    Returns:
+        What was written, by target.
+
+    Raises:
+        CondensecError: see `condensec.errors`.
+    """
+    from condensec import data, io, provenance
+    from condensec.config import check_output
+    from condensec.hardware import emit as emission
+    from condensec.probe import runnable_shapes
+    from condensec.stages import job
+
+    folder = Path(output)
+    config = configure(model=model, output=folder, target=target, **options)
+    targets = job.find_targets(config)
+    signature = io.signature(io.load(config.model))
+    if config.data is None:
+        shapes = runnable_shapes(config.model, signature, config.input_shapes)
+        given = data.synthetic(signature, seed=config.seed, shapes=shapes)
+    else:
+        given = data.split(data.load(config.data, signature, seed=config.seed), seed=config.seed).calibration
+    check_output(folder)
+    origin = provenance.entries(io.sha256(config.model))
+    return {
+        one.name: emission.emit(
+            config.model, one, folder / one.name, precision=config.quantize, samples=given,
+            threads=config.jobs, accept=accept, origin=origin,
+        )
+        for one in targets
+    }  # fmt: skip
+
+
+def bench(
+    model: str | Path,
+    other: str | Path | None = None,
+    *,
+    shapes: Shapes | None = None,
+    jobs: int = 1,
+    seed: int = 0,
+) -> Measurement | Comparison:
+    """Time a model on this machine, or two against each other in turns.
+
+    Args:
+        model: the ONNX file.
+        other: a model to compare with; it takes the same inputs.
+        shapes: input name -> whole shape, for dynamic dims.
+        jobs: threads.
+        seed: of the made-up inputs.
+
+    Returns:
+        A `condensec.hardware.bench.Measurement`, or a `condensec.hardware.bench.Comparison` (other over
+        model) with a 95% interval.
+
+    Raises:
+        CondensecError: see `condensec.errors`.
+    """
+    from condensec import io
+    from condensec.hardware import bench as clock
+    from condensec.hardware.protocol import Protocol
+    from condensec.probe import runnable_shapes
+
+    last = Path(model if other is None else other)
+    found = runnable_shapes(last, io.signature(io.load(last)), dict(shapes or {}))
+    protocol = Protocol(threads=jobs, seed=seed)
+    if other is None:
+        return clock.measure(Path(model), shapes=found, protocol=protocol)
+    return clock.compare(Path(model), Path(other), shapes=found, protocol=protocol)
+
+
+def check(model: str | Path, **options: Any) -> Judgement:
+    """Hold a model against its budgets of size, latency and accuracy.
+
+    Args:
+        model: the ONNX file.
+        options: ``budget``, ``against``, ``max_drop``, ``data``, ``metric``, ``target``, ``shape``, ``jobs``,
+            as the flags of ``condensec check``.
+
+    Returns:
+        Each budget with its figure; ``kept`` says whether all hold.
+
+    Raises:
+        CondensecError: see `condensec.errors`.
+    """
+    from condensec.builds.gate import judge
+    from condensec.builds.rules import rule
+
+    return judge(rule(model, options))
 
 
 def _feeds(model: ir.Model, shapes: Shapes | None) -> dict[str, Any]:

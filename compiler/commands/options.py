@@ -100,6 +100,24 @@ Heal = Annotated[
         HOW,
     ),
 ]
+Teacher = Annotated[
+    str | None,
+    _text(
+        "--teacher",
+        "PATH",
+        "A model with the same inputs and outputs that training learns from. Default: the original.",
+        HOW,
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    _text(
+        "-O",
+        "LEVEL",
+        "A ready recipe: -O1 safe, -O2 balanced, -O3 the smallest; other options win.",
+        WHAT,
+    ),
+]
 Augment = Annotated[
     str | None,
     _text(

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = {
     "quantize": "emit",
     "emit": "emit",
     "bench": "bench",
+    "profile": "profile",
     "report": "report",
     "targets": "targets",
     "doctor": "doctor",

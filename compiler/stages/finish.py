@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from condensec.passes.prune import Cut, prune
 from condensec.report.html import write_html
 from condensec.report.model import GraphRun, Report
 from condensec.runner import Session
+from condensec.stages import int8
 from condensec.stages.goals import Budgets, read_budgets
+from condensec.stages.heal import Healer
 from condensec.stages.job import Job
 
 Feeds = dict[str, npt.NDArray[Any]]
@@ -118,11 +120,16 @@ def _runs(job: Job, healed: ir.Model) -> tuple[GraphRun, ...]:
 
 
 def emit_target(
-    job: Job, target: Target, healed: ir.Model, folder: Path, models: Mapping[str, LatencyModel]
+    job: Job,
+    target: Target,
+    healed: ir.Model,
+    folder: Path,
+    models: Mapping[str, LatencyModel],
+    healer: Healer | None = None,
 ) -> Emitted:
     """Write one target's graph and measure it; the original instead where the cut one would be slower."""
     out = folder / target.name
-    artifact = _emit(job, target, healed, out)
+    artifact = _emit(job, target, healed, out, healer)
     emitted = _measured(job, target, artifact, models)
     if emitted.comparison is not None and emitted.comparison.verdict == "slower":
         again = _measured(job, target, _emit(job, target, job.analysis.runnable, out), models)
@@ -132,24 +139,28 @@ def emit_target(
     return emitted
 
 
-def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact:
+def _emit(
+    job: Job, target: Target, model: ir.Model, out: Path, healer: Healer | None = None
+) -> emit.Artifact:
     """Write one target's graph; a lower precision is only kept where the guard holds with it, too."""
     validation = job.data.splits.validation
 
-    def accept(path: Path) -> bool:
-        return job.keeps_guard(job.evaluate(path, validation, job.reference))
+    def write(accept: Callable[[Path], bool]) -> emit.Artifact:
+        return emit.emit(
+            model,
+            target,
+            out,
+            precision=job.config.quantize,
+            samples=job.data.splits.calibration,
+            threads=job.config.jobs,
+            accept=accept if job.config.quantize != "none" else None,
+            calibrate=job.config.calibrate,
+            origin=provenance.entries(job.sha256),
+        )
 
-    return emit.emit(
-        model,
-        target,
-        out,
-        precision=job.config.quantize,
-        samples=job.data.splits.calibration,
-        threads=job.config.jobs,
-        accept=accept if job.config.quantize != "none" else None,
-        calibrate=job.config.calibrate,
-        origin=provenance.entries(job.sha256),
-    )
+    if healer is not None and healer.trains_quantized:
+        return int8.emitted(job, healer, write)
+    return write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
 
 
 def _measured(
@@ -196,7 +207,8 @@ def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets
 def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
     """The budgets as limits; measures the original where one is in milliseconds."""
     dense: dict[str, float] = {}
-    if any(b.kind == "latency" and not b.relative for b in job.config.budgets):
+    aims = (*job.config.budgets, *((job.config.towards,) if job.config.towards else ()))
+    if any(b.kind == "latency" and not b.relative for b in aims):
         feeds = feeds_of(job, 1)
         shapes = {name: array.shape for name, array in feeds.items()}
         for target in job.targets:
@@ -211,11 +223,15 @@ def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
 
 
 def emit_all(
-    job: Job, healed: ir.Model, models: Mapping[str, LatencyModel], staging: Path
+    job: Job,
+    healed: ir.Model,
+    models: Mapping[str, LatencyModel],
+    staging: Path,
+    healer: Healer | None = None,
 ) -> dict[str, Emitted]:
     """Every target's graph, in a staging folder."""
     shutil.rmtree(staging, ignore_errors=True)
-    return {t.name: emit_target(job, t, healed, staging, models) for t in job.targets}
+    return {t.name: emit_target(job, t, healed, staging, models, healer) for t in job.targets}
 
 
 def write_model(job: Job, cut: Cut, healed: ir.Model, staging: Path) -> Path:
