@@ -18,7 +18,7 @@ WHEEL_ENV := .cache/wheel-env
 DEMO_ENV := .cache/demo-env
 DOCS_ENV := .cache/docs-env
 TYPED := .cache/typed
-DEBIAN := chromium fonts-dejavu-core
+DEBIAN := chromium fonts-dejavu-core cmake ninja-build
 APT := env DEBIAN_FRONTEND=noninteractive apt-get -qq -y
 
 # A virtual environment in $(1). Debian keeps venv in a package of its own: fetched when that is possible.

@@ -71,6 +71,7 @@ def condensec(model: Path, output: Path, *arguments: str, path: Sequence[Path] =
         *arguments,
         "--output",
         str(output),
+        "--no-cache",
     ]
     print("$ condensec " + shlex.join(command[1:]), file=sys.stderr, flush=True)
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)

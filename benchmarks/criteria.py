@@ -28,13 +28,15 @@ from condensec.errors import CondensecError
 from condensec.healing import closed_form
 from condensec.metrics import Metric
 from condensec.passes import criteria
+from condensec.passes.allocate import allocate
 from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
+from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Analysis
 from condensec.passes.prune import prune, with_weights
 from condensec.passes.ranking import GLOBAL, ISOMORPHIC, LOCAL, ranked
 from condensec.passes.select import Goal, choose, unit_order
-from condensec.passes.sensitivity import measure, output_error
+from condensec.passes.sensitivity import measure
 from condensec.passes.statistics import group_sites
 from condensec.runner import Session
 from condensec.stages import job
@@ -128,8 +130,9 @@ def _allocations(
         }
         for how in (LOCAL, GLOBAL, ISOMORPHIC):
             curves[f"{scored}, {how}"] = ranked(analysis, scores, how)
-    for label, found in curves.items():
-        choice = choose(analysis, found, [goal], grid)
+    ways = [(label, found, choose) for label, found in curves.items()]
+    for label, found, way in [*ways, ("measured, all together", curves["measured"], allocate)]:
+        choice = way(analysis, found, [goal], grid)
         units = {k: sorted(order[k][:n].tolist()) for k, n in choice.counts.items()}
         yield {"units": name, "widths": label, **judge.of(units)}
 

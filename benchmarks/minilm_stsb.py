@@ -6,7 +6,10 @@
 gets the training sentences without their scores and compares embeddings with the original's (`--metric
 cosine`); the scores of the test pairs are used here, at the end, alone.
 
-Options that this script doesn't know go to condensec as they are.
+A third of its layers (attention and feed-forward count one each), trained for ten minutes:
+`--patterns layers --keep 0.67 --heal minutes=10 --max-drop inf`.
+
+Options that this script doesn't know go to condensec as they are; `--keep` takes the budget's place.
 """
 
 from __future__ import annotations
@@ -88,8 +91,8 @@ def main() -> int:
     done = common.condensec(
         model, options.output / "minilm.condensed",
         "--target", options.target, "--data", str(data["train"]), "--val", str(data["validation"]),
-        "--metric", "cosine", "--budget", options.budget, "--max-drop", options.max_drop,
-        "--seed", str(options.seed), *further,
+        "--metric", "cosine", *([] if "--keep" in further else ["--budget", options.budget]),
+        "--max-drop", options.max_drop, "--seed", str(options.seed), *further,
     )  # fmt: skip
 
     with np.load(packed, allow_pickle=False) as arrays:

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def compress(model: str | Path | Config, *, observer: Observer | None = None, **options: Any) -> Report:
+def compress(
+    model: str | Path | Config, *, observer: Observer | None = None, cache: bool = False, **options: Any
+) -> Report:
     """Run the whole line and write the output folder.
 
     Args:
         model: the ONNX file, or a finished `Config`.
-        observer: told of every step, see `condensec.stages.steps.Steps`.
+        observer: told of every step, see `condensec.stages.steps.Steps`; of none where the cache answers.
+        cache: take the result from the user's cache where the same was computed before, and keep it there.
         options: named like the flags: ``target``, ``budget``, ``data``, ``val``, ``metric``, ``max_drop``,
             ``heal``, ``output``, ``seed``, ... ``data`` may also be arrays by input name, or a callable.
 
@@ -40,10 +43,10 @@ def compress(model: str | Path | Config, *, observer: Observer | None = None, **
     Raises:
         CondensecError: see `condensec.errors`.
     """
-    from condensec.pipeline import compress as run
+    from condensec.builds.run import compress as run
 
     config = model if isinstance(model, Config) else configure(model=model, **options)
-    return run(config, observer)
+    return run(config, observer, cache=cache).report
 
 
 def analyze(model: str | Path | Config, *, observer: Observer | None = None, **options: Any) -> Report:
@@ -212,7 +215,7 @@ def apply(
         ConfigError: the plan can't be read, or was made for another file.
         PostconditionError: the cut isn't equivalent to the masked original; nothing is written.
     """
-    from condensec import io
+    from condensec import io, provenance
     from condensec.errors import ConfigError, PostconditionError
     from condensec.passes.groups import analyze as find
     from condensec.passes.prune import replay
@@ -230,6 +233,7 @@ def apply(
             f"the cut isn't equivalent to the masked original (error {proof.max_abs_error:.3g})"
         )
     target = Path(output)
+    provenance.stamp(cut.model, original=io.sha256(path), plan=wanted.digest())
     io.save(cut.model, target)
     return target
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from condensec import recipes
 from condensec.errors import ConfigError
 from condensec.specs import (
     DEFAULT_PATTERNS,
@@ -52,8 +53,11 @@ class Config:
         model: the ONNX file.
         output: the folder written.
         targets: names, in the user's order.
+        tables: latency tables that were made on the targets' own devices.
         budgets: all have to be met; empty if none was asked for.
+        towards: what to come near to where no budget was asked for, as far as the guard allows.
         keep: share of every group's units that stays, in place of a budget.
+        pareto: so many models along the way are written, too.
         align: overrides the targets' alignment; 1 = any count.
         max_drop: points of the metric that may be lost; infinite = no guard.
         data: path or ``module:callable`` (from Python also arrays, samples or a callable); None = data-free.
@@ -62,6 +66,7 @@ class Config:
         step: share of the remaining units cut per cycle, in (0, 1].
         heal: how the cut model learns again: ``off``, ``closed-form``, ``auto``, ``epochs=3``, ``minutes=10``
             (`condensec.specs.parse_heal` takes it apart).
+        teacher: a model file that training learns from; None = the original.
         augment: how training samples are changed: ``flip``, ``crop=4``, ``module:callable``, several joined
             by commas, or a function; None = not at all.
         loss: what healing compares, such as ``output=1,features=0.5``; None = the outputs and the
@@ -81,8 +86,11 @@ class Config:
     model: Path
     output: Path
     targets: tuple[str, ...] = ("host",)
+    tables: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    towards: Budget | None = None
     keep: float | None = None
+    pareto: int | None = None
     align: int | None = None
     max_drop: float = DEFAULT_MAX_DROP
     data: Any = None
@@ -90,6 +98,7 @@ class Config:
     metric: Any = None
     step: float = 0.1
     heal: str = "auto"
+    teacher: Path | None = None
     augment: Any = None
     loss: str | None = None
     patterns: tuple[str, ...] = DEFAULT_PATTERNS
@@ -113,8 +122,11 @@ class Config:
             "model": os.path.abspath(self.model),
             "output": os.path.abspath(self.output),
             "target": list(self.targets),
+            "table": [os.path.abspath(table) for table in self.tables],
             "budget": [str(b) for b in self.budgets],
+            "towards": None if self.towards is None else str(self.towards),
             "keep": self.keep,
+            "pareto": self.pareto,
             "align": self.align,
             "max-drop": self.max_drop,
             "data": _absolute(self.data),
@@ -122,6 +134,7 @@ class Config:
             "metric": self.metric,
             "step": self.step,
             "heal": self.heal,
+            "teacher": _absolute(self.teacher),
             "augment": self.augment,
             "loss": self.loss,
             "patterns": ",".join(self.patterns),
@@ -157,6 +170,9 @@ def configure(*, config: str | Path | None = None, command: str = "", **options:
         raise ConfigError(f"unknown option '{unknown[0]}'", hint=_near_key(unknown[0]))
     if config is not None:
         given = {**_from_file(Path(config), given), **given}
+    if "recipe" in given:
+        meant = recipes.ready(str(given.pop("recipe")))
+        given = {**_beside(meant, given), **given}
     if "model" not in given:
         raise ConfigError("no model given", hint="condensec MODEL.onnx --target TARGET")
     made = {name: parse(given[name]) for name, parse in _KEYS.items() if name in given}
@@ -171,11 +187,20 @@ def configure(*, config: str | Path | None = None, command: str = "", **options:
 def _check_together(config: Config, max_drop_given: bool) -> None:
     if config.keep is not None and config.budgets:
         raise ConfigError("--keep and --budget exclude each other", hint="use one of them")
-    if (config.keep is not None or config.budgets) and not set(config.patterns) & set(UNIT_PATTERNS):
+    if config.pareto is not None and (config.keep is not None or config.step >= 1):
+        raise ConfigError(
+            f"--pareto {config.pareto} needs cycles, and there is only one",
+            hint="leave out --keep and --step 1",
+        )
+    if (config.keep is not None or config.budgets or config.pareto) and not set(config.patterns) & set(
+        UNIT_PATTERNS
+    ):
         raise ConfigError(
             f"--patterns {','.join(config.patterns)} takes no units out, so there is nothing to budget",
-            hint="add channels,heads,neurons to --patterns, or leave out --budget and --keep",
+            hint="add channels,heads,neurons to --patterns, or leave out --budget, --keep and --pareto",
         )
+    if config.teacher is not None and config.data is None:
+        raise ConfigError("--teacher needs --data", hint="made-up inputs aren't trained on")
     if config.val is not None and config.data is None:
         raise ConfigError("--val needs --data", hint="give the samples to calibrate with as --data")
     if config.metric in _NO_SCALE and not max_drop_given:
@@ -231,7 +256,10 @@ def usable_cores() -> int:
 def _from_file(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a condensec.toml. Relative paths count from its folder; what flags give isn't looked at."""
     options: dict[str, Any] = {}
-    for key, value in read_toml(path).items():
+    document = read_toml(path)
+    if "step" in document and isinstance(document["step"], list):  # a recipe; else the size of the steps
+        document = {**_beside(recipes.options(document.pop("step")), document), **document}
+    for key, value in document.items():
         name = key.replace("-", "_")
         if name not in _KEYS or name in ("resume", "dry_run"):
             raise ConfigError(f"{path}: unknown key '{key}'", hint=_near_key(key))
@@ -239,6 +267,14 @@ def _from_file(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in given and excluded not in given:
             options[name] = _located(name, value, path.parent)
     return options
+
+
+def _beside(meant: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe means where some options are given: a budget or ``keep`` of theirs replaces its own."""
+    aims = ("budget", "keep", "towards")
+    if any(name in given for name in aims):
+        meant = {name: value for name, value in meant.items() if name not in aims}
+    return dict(meant)
 
 
 def _absolute(spec: Any) -> Any:
@@ -249,8 +285,10 @@ def _absolute(spec: Any) -> Any:
 
 
 def _located(name: str, value: Any, folder: Path) -> Any:
-    if name in ("model", "output") and isinstance(value, str):
+    if name in ("model", "output", "teacher") and isinstance(value, str):
         return folder / value
+    if name == "table":
+        return [str(folder / path) for path in _texts("table", value)]
     if name in ("data", "val") and isinstance(value, str) and (folder / value).exists():
         return str(folder / value)
     return value
@@ -354,14 +392,19 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "model": _path("MODEL"),
     "output": _path("--output"),
     "target": _targets,
+    "table": lambda value: _texts("--table", value),
     "budget": lambda value: tuple(parse_budget(text) for text in _texts("--budget", value)),
+    "towards": lambda value: parse_budget(str(value)),
     "keep": _number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
+    "pareto": _whole("--pareto", 1),
     "align": _whole("--align", 1),
     "max_drop": _number("--max-drop", "points of the metric, at least 0 (inf = no guard)", lambda v: v >= 0),
     "data": _asis,
     "val": _asis,
     "metric": _asis,
     "step": _number("--step", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
+    "teacher": _path("--teacher"),
+    "recipe": str,
     "heal": lambda value: str(parse_heal(str(value))),
     "augment": lambda value: ",".join(parse_augment(value)) if isinstance(value, str) else _function(value),
     "loss": lambda value: ",".join(f"{k}={w:g}" for k, w in parse_losses(str(value)).items()),
@@ -376,5 +419,5 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "resume": bool,
     "dry_run": bool,
 }
-_FIELDS = {"target": "targets", "budget": "budgets", "shape": "input_shapes"}
-assert {_FIELDS.get(k, k) for k in _KEYS} < {f.name for f in fields(Config)}
+_FIELDS = {"target": "targets", "table": "tables", "budget": "budgets", "shape": "input_shapes"}
+assert {_FIELDS.get(k, k) for k in _KEYS if k != "recipe"} < {f.name for f in fields(Config)}

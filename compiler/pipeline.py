@@ -14,11 +14,11 @@ from condensec.passes.sensitivity import Sensitivity
 from condensec.report.model import Report
 from condensec.sparsity import asked
 from condensec.specs import UNIT_PATTERNS
-from condensec.stages import cycles, finish, goals, job, map_report, patterns, summary
-from condensec.stages.cycles import Means
+from condensec.stages import cycles, finish, front, goals, job, map_report, patterns, summary
 from condensec.stages.goals import Budgets
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job
+from condensec.stages.means import Means
 from condensec.stages.sensitivity import QUICK_SECONDS, WHOLE_SECONDS, sensitivity
 from condensec.stages.state import Checkpoints, Progress
 from condensec.stages.steps import Observer, Steps
@@ -62,7 +62,7 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
         progress = cycles.run_cycles(work, means, steps, checkpoints, progress)
         cut, healed = cycles.final_cut(work, progress.safe)
         proven = steps.run("verify", finish.prove, work, cut, healed)
-        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
+        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging, means.healer)
         again = cycles.corrected(work, budgets, progress, emitted)
         if again is None and not last and asked(config.patterns) is None:
             last = True
@@ -76,12 +76,13 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     if zeros is not None and zeros.places:
         cut, healed = cycles.final_cut(work, progress.safe)
         proven = steps.run("verify", finish.prove, work, cut, healed)
-        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
+        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging, means.healer)
     finish.write_model(work, cut, healed, staging)
     report = steps.run(
         "report", summary.conclude, work, means, progress, cut, proven, emitted, steps, staging
     )
     report = patterns.told(report, zeros, staging / "model.onnx")
+    report = front.told(work, report, front.write(work, steps, progress, models, staging))
     finish.publish(work, cut, report, staging)
     checkpoints.clear()
     return report
@@ -117,13 +118,15 @@ def _means(
     curves = Sensitivity({}, 0, 0.0)
     healer = Healer(work, steps, Path(work.config.output) / "state")
     if _zeros_only(work.config):
-        return Means({}, curves, goals.widths_grid(work), budgets, healer)
+        return Means({}, curves, goals.widths_grid(work), budgets, healer, healer.notes)
     order = unit_order(
         work.analysis, criteria.get(work.config.criterion), seed=work.config.seed, evidence=evidence
     )
-    if work.config.keep is None:
-        curves = sensitivity(work, order, steps, seconds=seconds, layers=layers)
-    return Means(order, curves, goals.widths_grid(work), budgets, healer, tuple(evidence.notes))
+    layers = layers or bool(work.layers)
+    uniform = work.config.keep is not None  # every group alike: nothing to measure but which layers may go
+    if not uniform or layers:
+        curves = sensitivity(work, order, steps, seconds=seconds, layers=layers, groups=not uniform)
+    return Means(order, curves, goals.widths_grid(work), budgets, healer, (*healer.notes, *evidence.notes))
 
 
 def _key(work: Job) -> str:

@@ -18,6 +18,7 @@ LABELS = {
     "latency": "timing nodes",
     "budget": "measuring the original",
     "sensitivity": "measuring sensitivity",
+    "choose": "trying what to cut",
     "select": "choosing what to cut",
     "prune": "cutting",
     "repair": "repairing (closed form)",
@@ -26,6 +27,7 @@ LABELS = {
     "watch": "looking for dead layers",
     "verify": "proving the cut",
     "emit": "writing and timing the graphs",
+    "pareto": "writing and timing models along the front",
     "report": "writing the report",
 }
 _SHORT = 0.5  # seconds; a repeated stage below it isn't worth a line of its own

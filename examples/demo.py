@@ -201,7 +201,7 @@ def main() -> int:
     condensec(
         str(model), *targets, "--data", str(data["train"]), "--val", str(data["validation"]),
         "--budget", options.budget, "--max-drop", options.max_drop, "--step", options.step,
-        "--heal", options.heal, "--seed", str(options.seed), "--output", str(result),
+        "--heal", options.heal, "--seed", str(options.seed), "--output", str(result), "--no-cache",
     )  # fmt: skip
 
     figures = collect(model, result, data["test"])

@@ -119,7 +119,7 @@ class Search:
 
     @property
     def _measured(self) -> bool:
-        return self._request.target.how_verified() == "measured"
+        return self._request.target.measurable()
 
     def _variants(self, precision: str) -> Sequence[str]:
         found: Sequence[str] = self._dialect.variants(self._request, precision)

@@ -2,21 +2,23 @@
 
 `latency_model` gives the model for a target. All share one idea: a graph's time is the sum of its nodes' in
 the form the runtime runs them. On a machine that can be measured the nodes' times come from a table of
-isolated nodes (`condensec.hardware.table`), calibrated so that the dense sum equals the dense measurement:
-alone, a node finds its data in the cache, within a model it doesn't, so what is missing is charged to the
-bytes a node touches, anything else to all nodes alike. Elsewhere they come from formulas
-(`condensec.hardware.analytic`).
+isolated nodes (`condensec.hardware.table`), plus what their data costs inside the model
+(`condensec.hardware.context`), calibrated so that the dense sum equals the dense measurement. Where a table
+was made on the device itself, from that one (`condensec.hardware.devicemodel`). Elsewhere they come from
+formulas (`condensec.hardware.analytic`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from condensec.hardware import analytic, bench, isa
+from condensec.hardware.context import Surcharge, inside_seconds, kind_of, surcharge
 from condensec.hardware.isolate import Isolated, isolate, optimized
 from condensec.hardware.nodecost import NodeCost, cost_of, nearest_weighted
 from condensec.hardware.protocol import Protocol as Measuring
@@ -70,7 +72,13 @@ def latency_model(
 
     Raises:
         ModelError, DataError, PostconditionError: the model doesn't load or run.
+        ConfigError: the target's table can't be read.
     """
+    if target.table:
+        from condensec.hardware import devicetable
+        from condensec.hardware.devicemodel import DeviceModel
+
+        return DeviceModel(target, model, shapes, devicetable.read(Path(target.table)))
     here = isa.detect()
     x86 = here in isa.ORDER["x86"] and target.isa in isa.ORDER["x86"]
     if target.latency == "table" and (target.isa == here or x86):
@@ -79,7 +87,7 @@ def latency_model(
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One node of the optimised dense graph.
 
     Attributes:
@@ -93,12 +101,19 @@ class _Part:
     own: bool
 
 
-class _GraphModel:
-    """What both kinds of model share: a dense graph, its parts, and what follows each weighted node."""
+class GraphModel:
+    """What all kinds of model share: a dense graph, its parts, and what follows each weighted node.
 
-    level: bool | str = True
+    Attributes:
+        parts: nodes of the graph the runtime runs.
+        originals: weighted nodes of the original graph by name.
+        feeds: inputs of one call.
+        part_times: uncalibrated seconds of the parts.
+    """
+
+    level: bool | str = "extended"
     scale = 1.0  # factor of every time
-    byte_seconds = 0.0  # and what a byte costs on top
+    surcharge = Surcharge()  # and what data costs on top
 
     def __init__(self, target: Target, model: ModelSource, shapes: Shapes | None) -> None:
         self.target, self.shapes = target, shapes
@@ -106,64 +121,71 @@ class _GraphModel:
         graph = to_proto(model)
         _name_nodes(graph)
         originals = [(cost_of(one), one) for one in isolate(graph, feeds)]
-        self._originals = {cost.name: (cost, one) for cost, one in originals if cost is not None}
+        self.originals = {cost.name: (cost, one) for cost, one in originals if cost is not None}
         self._rates: dict[str, float] = {}
-        self._parts = _owned(graph, isolate(optimized(graph, self.level), feeds), self._originals)
-        self._feeds, self._graph = feeds, graph
+        self.parts = _owned(graph, isolate(optimized(graph, self.level), feeds), self.originals)
+        self._own = {part.owner: part for part in self.parts if part.own and part.owner}
+        self.feeds = feeds
 
     def _times(self, nodes: Sequence[Isolated]) -> list[float]:
         raise NotImplementedError
 
-    def _own_seconds(self, cost: NodeCost, dense: NodeCost, node: Isolated) -> float:
+    def own_seconds(self, cost: NodeCost, dense: NodeCost, node: Isolated) -> float:
+        """Uncalibrated seconds of a weighted node alone at the widths of ``cost``."""
         raise NotImplementedError
 
     def _settle(self, measured: float | None = None) -> None:
         """Sum up the dense graph, and calibrate so that the sum is what was measured, if anything was."""
-        nodes = [part.isolated for part in self._parts]
+        nodes = [part.isolated for part in self.parts]
         times = self._times(nodes)
+        if measured is not None and not self.surcharge.rates:  # what is missing goes by the bytes
+            missing = max(0.0, measured - sum(times)) / max(1, sum(node.bytes for node in nodes))
+            self.surcharge = Surcharge(every=min(missing, _SLOWEST_BYTE))
+        times = [t + self.surcharge.of(node) for t, node in zip(times, nodes, strict=True)]
         if measured is not None:
-            loaded = sum(node.bytes for node in nodes)
-            missing = max(0.0, measured - sum(times))
-            self.byte_seconds = min(missing / max(1, loaded), _SLOWEST_BYTE)
-            times = [t + self.byte_seconds * node.bytes for t, node in zip(times, nodes, strict=True)]
             self.scale = measured / max(sum(times), 1e-9)
         self.dense_seconds = self.scale * sum(times)
         self._following: dict[str, float] = {}
-        for part, seconds in zip(self._parts, times, strict=True):
+        for part, seconds in zip(self.parts, times, strict=True):
             if part.owner is not None and not part.own:
                 self._following[part.owner] = self._following.get(part.owner, 0.0) + seconds
-        self._part_times = times
+        self.part_times = times
 
     def predict(self, model: ModelSource, shapes: Shapes | None = None) -> float:
         """Seconds one run of this graph takes."""
         feeds = bench.make_feeds(model, shapes or self.shapes, strict=False)
         nodes = isolate(optimized(model, self.level), feeds)
-        loaded = sum(node.bytes for node in nodes)
-        return self.scale * (sum(self._times(nodes)) + self.byte_seconds * loaded)
+        return self.scale * (sum(self._times(nodes)) + sum(map(self.surcharge.of, nodes)))
 
     def node_seconds(self, cost: NodeCost) -> float:
         """Seconds of one weighted node at these widths, with what follows it and is as wide."""
-        known = self._originals.get(cost.name)
+        known = self.originals.get(cost.name)
         if known is None:
             return self.scale * cost.macs * self._rate(cost.op)
         dense, node = known
-        own = self._own_seconds(cost, dense, node)
+        own = self.own_seconds(cost, dense, node)
         weights = cost.in_channels * cost.out_channels * cost.kernel_elems / max(1, cost.groups)
-        own += self.byte_seconds * 4 * (weights + cost.positions * (cost.in_channels + cost.out_channels))
+        size = 4 * (weights + cost.positions * (cost.in_channels + cost.out_channels))
+        own += self.surcharge.at(self._kernel(cost), size)
         follows = self._following.get(cost.name, 0.0) * cost.out_channels / max(1, dense.out_channels)
         return self.scale * (own + follows)
+
+    def _kernel(self, cost: NodeCost) -> str:
+        """The kind of kernel that runs a node at these widths."""
+        part = self._own.get(cost.name)
+        return "" if part is None else kind_of(part.isolated)
 
     def node_times(self) -> dict[str, float]:
         """Seconds of the dense graph by the original weighted node they belong to ("" = none)."""
         total: dict[str, float] = {}
-        for part, seconds in zip(self._parts, self._part_times, strict=True):
+        for part, seconds in zip(self.parts, self.part_times, strict=True):
             total[part.owner or ""] = total.get(part.owner or "", 0.0) + self.scale * seconds
         return total
 
     def _rate(self, op: str) -> float:
         """Seconds a MAC of the dense graph's nodes of this operator (of all, if it has none)."""
         if op not in self._rates:
-            costs = [(cost_of(p.isolated), s) for p, s in zip(self._parts, self._part_times, strict=True)]
+            costs = [(cost_of(p.isolated), s) for p, s in zip(self.parts, self.part_times, strict=True)]
             pairs = [(c.macs, s) for c, s in costs if c is not None and op in ("", c.op)]
             if not pairs and op:
                 self._rates[op] = self._rate("")
@@ -172,7 +194,7 @@ class _GraphModel:
         return self._rates[op]
 
 
-class TableModel(_GraphModel):
+class TableModel(GraphModel):
     """Measured isolated nodes, on this machine.
 
     Args:
@@ -183,6 +205,8 @@ class TableModel(_GraphModel):
         table: where measured nodes are kept.
     """
 
+    level = True
+
     def __init__(
         self, target: Target, model: ModelSource, shapes: Shapes | None, table: LatencyTable | None = None
     ) -> None:
@@ -190,27 +214,37 @@ class TableModel(_GraphModel):
         self.table = table or LatencyTable()
         self.verified = "measured" if target.isa == isa.detect() else "modelled"
         self._widths: dict[str, WidthTimes] = {}
-        measured = bench.measure(model, self._feeds, protocol=_DENSE)
-        self._settle(measured.cpu.min if self.table.threads == 1 else measured.wall.min)
+        measured = bench.measure(model, self.feeds, protocol=_DENSE)
+        spread = measured.cpu if self.table.threads == 1 else measured.wall
+        nodes = [part.isolated for part in self.parts]
+        inside = inside_seconds(optimized(model), self.feeds, self.table.threads, spread.median)
+        self.surcharge = surcharge(nodes, self._times(nodes), inside)
+        self._settle(spread.min)
+
+    def _kernel(self, cost: NodeCost) -> str:
+        off = cost.in_channels % (hard := self.target.alignment(cost.kind)) or cost.out_channels % hard
+        dense = self.originals[cost.name][0]
+        image = cost.in_channels == dense.in_channels < hard and not cost.out_channels % hard
+        return "" if off and not image else super()._kernel(cost)
 
     def _times(self, nodes: Sequence[Isolated]) -> list[float]:
         times = self.table.times(nodes)
         self.table.save()
         return times
 
-    def _own_seconds(self, cost: NodeCost, dense: NodeCost, node: Isolated) -> float:
+    def own_seconds(self, cost: NodeCost, dense: NodeCost, node: Isolated) -> float:
+        """Measured at a few widths, interpolated between."""
         widths = self._widths.get(cost.name)
         if widths is None:
             hard = self.target.alignment(dense.kind)
             block = self.target.grid if dense.kind != "matmul" else 1
-            fused = next(
-                (fused_into(p.isolated) for p in self._parts if p.own and p.owner == cost.name), Fused()
-            )
+            part = self._own.get(cost.name)
+            fused = Fused() if part is None else fused_into(part.isolated)
             widths = self._widths[cost.name] = WidthTimes(node, dense, self.table, hard, block, fused)
         return widths.at(cost)
 
 
-class AnalyticModel(_GraphModel):
+class AnalyticModel(GraphModel):
     """Formulas for hardware that isn't here."""
 
     level = "extended"  # the fusions every machine gets, without this one's memory layout
@@ -224,7 +258,8 @@ class AnalyticModel(_GraphModel):
     def _times(self, nodes: Sequence[Isolated]) -> list[float]:
         return [self._formula.seconds(node, cost_of(node)) for node in nodes]
 
-    def _own_seconds(self, cost: NodeCost, dense: NodeCost, node: Isolated) -> float:
+    def own_seconds(self, cost: NodeCost, dense: NodeCost, node: Isolated) -> float:
+        """By formula."""
         return self._formula.weighted(cost)
 
 
@@ -242,7 +277,7 @@ def _name_nodes(graph: onnx.ModelProto) -> None:
             node.name = f"{node.op_type}_{node.output[0]}"
 
 
-def _owned(graph: Any, nodes: Sequence[Isolated], originals: Iterable[str]) -> list[_Part]:
+def _owned(graph: Any, nodes: Sequence[Isolated], originals: Iterable[str]) -> list[Part]:
     """Who each node of the optimised graph belongs to."""
     names = [_original_name(graph, node, set(originals)) for node in nodes]
     sizes = {
@@ -251,7 +286,7 @@ def _owned(graph: Any, nodes: Sequence[Isolated], originals: Iterable[str]) -> l
         for value, shape in zip(filter(None, node.node.output), node.outputs, strict=True)
     }
     owners = nearest_weighted(nodes, names, sizes)
-    return [_Part(n, owner, name is not None) for n, owner, name in zip(nodes, owners, names, strict=True)]
+    return [Part(n, owner, name is not None) for n, owner, name in zip(nodes, owners, names, strict=True)]
 
 
 def _original_name(graph: Any, node: Isolated, originals: set[str]) -> str | None:

@@ -69,6 +69,7 @@ class Target:
         latency: how latency is predicted: "table", "instructions" or "analytic".
         peak: peak figures.
         verified: how far it's checked where the target itself isn't at hand.
+        table: file of a latency table of the device (`condensec.hardware.devicetable`), or empty.
         needs: importable modules without which it can't be served.
         notes: facts worth a line in the report.
     """
@@ -89,6 +90,7 @@ class Target:
     verified: str = "modelled"
     needs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    table: str = ""
 
     def __post_init__(self) -> None:
         checks = (
@@ -140,11 +142,13 @@ class Target:
 
     def how_verified(self) -> str:
         """How numbers for this target are obtained on this very machine, one of `VERIFICATIONS`."""
+        return "measured" if self.measurable() else self.verified
+
+    def measurable(self) -> bool:
+        """Whether graphs for this target can be timed on this very machine."""
         from condensec.hardware import isa
 
-        if self.latency == "table" and self.isa == isa.detect():
-            return "measured"
-        return self.verified
+        return self.latency == "table" and self.isa == isa.detect()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for reports and ``condensec targets --json``."""
@@ -152,6 +156,7 @@ class Target:
         doc["hard"] = {precision: dict(kinds) for precision, kinds in self.hard.items()}
         doc["peak"] = {f.name: getattr(self.peak, f.name) for f in fields(Peak)}
         doc["peak"]["fma"] = dict(self.peak.fma)
+        doc["table"] = Path(self.table).name
         for name in ("precisions", "sparsity", "needs", "notes"):
             doc[name] = list(doc[name])
         return doc | {"how_verified": self.how_verified(), "unavailable": self.available()}
@@ -184,9 +189,16 @@ def from_toml(path: Path) -> Target:
                 doc[name] = tuple(doc[name])
         if "peak" in doc:
             doc["peak"] = Peak(**doc["peak"])
-        return replace(get(str(base)), **doc) if base else Target(**doc)
+        if doc.get("table"):
+            doc["table"] = str(path.parent / doc["table"])
+        made = replace(get(str(base)), **doc) if base else Target(**doc)
     except TypeError as error:
         raise ConfigError(f"{path}: {error}") from error
+    if "table" not in doc:
+        return made
+    from condensec.hardware import devicetable
+
+    return devicetable.attach(made, Path(made.table))
 
 
 def get(name: str | Path) -> Target:

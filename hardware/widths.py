@@ -157,15 +157,15 @@ def _between(xs: Sequence[int], ys: Sequence[float] | np.ndarray, x: float) -> f
 
 def _parts(node: Isolated, dense: NodeCost, fused: Fused, ins: int, outs: int) -> list[Isolated]:
     """The node at other widths, as onnxruntime would run it inside a larger graph."""
-    changed = _resized(node, dense, ins, outs)
+    changed = resized(node, dense, ins, outs)
     model, feeds = changed.model(), changed.feeds()
-    _append(model, fused, (node.outputs[0][0], outs, *node.outputs[0][2:]), feeds)
+    append_fused(model, fused, (node.outputs[0][0], outs, *node.outputs[0][2:]), feeds)
     found = isolate(optimized(model), feeds)
     # inside a network, neighbours share the layout: changing it is no part of an aligned node's time
     return [part for part in found if part.node.op_type not in _LAYOUT]
 
 
-def _append(
+def append_fused(
     model: onnx.ModelProto, fused: Fused, shape: tuple[int, ...], feeds: dict[str, np.ndarray]
 ) -> None:
     """Put after the node what onnxruntime will fuse into it, in place."""
@@ -193,7 +193,7 @@ def _append(
         graph.output[0].name = "acted" if fused.activation else "summed"
 
 
-def _resized(node: Isolated, dense: NodeCost, ins: int, outs: int) -> Isolated:
+def resized(node: Isolated, dense: NodeCost, ins: int, outs: int) -> Isolated:
     """The node with other numbers of input and output channels, and weights of no particular value."""
     x, w, *rest = node.node.input
     conv = "Conv" in node.node.op_type

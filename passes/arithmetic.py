@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+
+from condensec.errors import CondensecError
+
+if TYPE_CHECKING:
+    import onnx
 
 SMALL = 4096  # elements; larger integer tensors are data, not shape arithmetic
 
@@ -73,11 +78,31 @@ def _reference(node: ir.Node, feeds: list[np.ndarray[Any, Any] | None]) -> list[
 
     proto = ir.serde.serialize_node(node)
     version = node.version or (node.graph.opset_imports.get("", 17) if node.graph is not None else 17)
-    evaluator = ReferenceEvaluator(proto, opsets={"": version})
     names = [name for name in proto.input if name]
-    arrays = [f for f in feeds if f is not None]
+    arrays = dict(zip(names, [f for f in feeds if f is not None], strict=True))
     try:
-        results = evaluator.run(None, dict(zip(names, arrays, strict=True)))
-    except Exception:  # the reference implementation refuses: the value stays unknown, which freezes its axes
-        return None
+        results = ReferenceEvaluator(proto, opsets={"": version}).run(None, arrays)
+    except Exception:  # it lacks some operators in old opsets, such as the Unsqueeze of opset 12
+        return _executed(proto, arrays, version)
     return [np.asarray(r) for r in results]
+
+
+def _executed(
+    proto: onnx.NodeProto, arrays: Mapping[str, np.ndarray[Any, Any]], version: int
+) -> list[np.ndarray[Any, Any]] | None:
+    """What onnxruntime makes of one node; None where it refuses: unknown values freeze their axes."""
+    from onnx import helper
+
+    from condensec.runner import Session
+
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in arrays.items()
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in proto.output if name]
+    graph = helper.make_graph([proto], "node", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
+    try:
+        return [np.asarray(r) for r in Session(model, optimize=False).run(arrays).values()]
+    except CondensecError:
+        return None

@@ -23,7 +23,7 @@ class Layer:
         id: stable within one model: ``l0``, ``l1``, ... in graph order.
         nodes: names of the branch's nodes in graph order, the sum last.
         weighted: those of them that multiply by weights.
-        source: the value that stays.
+        source: the value that stays; it comes in beside the branch.
         output: the sum, which it replaces.
     """
 

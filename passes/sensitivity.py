@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,23 +12,27 @@ import numpy.typing as npt
 
 from condensec.data import Samples
 from condensec.passes.closing import close_bodies
+from condensec.passes.fidelity import Outputs, sample_errors, standard_error
 from condensec.passes.groups import Analysis, Group
 from condensec.passes.layers import Layer, take_out
 from condensec.passes.segments import Batch, Frontier, Line, Segment, behind
+from condensec.passes.similarity import similarities
 from condensec.passes.sites import sites
 from condensec.passes.supergraph import build
 from condensec.runner import Session
 
 Array = npt.NDArray[Any]
-Outputs = Mapping[str, Array]
 RATIOS = (0.875, 0.75, 0.5, 0.25, 0.125)  # kept shares measured; in between, curves are interpolated
 MACS_PER_SECOND = 4e9  # a cautious figure for one or two cores
 MEASURED_PER_SECOND = 1e10  # the same where all but a few masks can be fused
 MOST = 256  # samples; more change the curves little
 BATCH = 32  # samples a call, where the model's batch is open
-WRONG = 1e6  # the loss of outputs that aren't numbers
+FEWEST = 64  # samples of each loss; twice as many, and so on, until its standard error is at most
+RELATIVE, ABSOLUTE = 0.05, 1e-4  # this share of it, or so much
+TIE = 1e-9  # what similarity counts beside a loss
 Progress = Callable[[str, float], None]
 Metric = Callable[[Outputs, Samples], float]
+Measured = tuple[float, float, float | None]  # loss, its standard error, metric
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,19 @@ class LayerLoss:
         loss: output error, relative to the outputs' variance.
         deviation: its standard error; NaN where it isn't known.
         metric: the metric, or None without labels.
+        similarity: cosine between what goes into the block and what comes out, mean over samples
+            (Men et al. 2024, ShortGPT, arXiv:2403.03853); 1: it adds nothing. NaN where it isn't known.
     """
 
     loss: float
     deviation: float = float("nan")
     metric: float | None = None
+    similarity: float = float("nan")
+
+    @property
+    def price(self) -> float:
+        """The loss; of equal ones the block that changes its input least comes first."""
+        return self.loss + (0.0 if np.isnan(self.similarity) else TIE * (1 - self.similarity))
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class Sensitivity:
 
     Attributes:
         curves: group id -> curve.
-        samples: calibration samples used.
+        samples: calibration samples used, at most; fewer for losses that are known well by then.
         seconds: time it took.
         layers: layer id -> what its removal costs.
         reused: share of the multiply-accumulates that didn't have to be done again.
@@ -84,6 +96,16 @@ class Sensitivity:
     seconds: float
     layers: Mapping[str, LayerLoss] = field(default_factory=dict)
     reused: float = 0.0
+    _known: dict[tuple[str, float], float] = field(default_factory=dict, repr=False, compare=False)
+
+    def loss(self, name: str, count: float) -> float:
+        """Loss with ``count`` units of a group kept, or with a layer there (1) or taken out (0)."""
+        found = self._known.get((name, count))
+        if found is None:
+            curve = self.curves.get(name)
+            found = curve.at(count) if curve is not None else 0.0 if count else self.layers[name].price
+            self._known[name, count] = found
+        return found
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """Group id -> kept share -> loss."""
@@ -106,6 +128,7 @@ def measure(
     seconds: float = 20.0,
     most: int = MOST,
     layers: bool = False,
+    groups: bool = True,
     metric: Metric | None = None,
     reuse: bool = True,
     progress: Progress | None = None,
@@ -121,12 +144,17 @@ def measure(
         seconds: about how long it may take; fewer samples are used where the model is large.
         most: samples at most.
         layers: measure the removal of each layer, too.
+        groups: measure the groups.
         metric: computed beside the output error.
         reuse: compute what lies in front of a mask once.
         progress: told (group id, share done).
     """
     start = time.monotonic()
-    work = _Work(analysis, order, ratios, layers, reuse)
+    subjects: list[Group | Layer] = [
+        *(analysis.groups if groups else ()),
+        *(analysis.layers if layers else ()),
+    ]
+    work = _Work(analysis, order, ratios, subjects, reuse)
     samples = samples.first(min(most, affordable(work.macs, 1, seconds, rate=MEASURED_PER_SECOND)))
     run = _Run(work, samples, threads, metric, progress)
     curves, removed = run.go()
@@ -141,13 +169,12 @@ class _Work:
         analysis: Analysis,
         order: Mapping[str, npt.NDArray[np.int64]],
         ratios: Sequence[float],
-        layers: bool,
+        subjects: Sequence[Group | Layer],
         reuse: bool,
     ) -> None:
-        self.analysis, self.order = analysis, order
+        self.analysis, self.order, self.subjects = analysis, order, subjects
         self.line = Line(analysis)
         self.counts = {g.id: _ladder(g, ratios) for g in analysis.groups}
-        self.subjects: list[Group | Layer] = [*analysis.groups, *(analysis.layers if layers else ())]
         self.positions = [self._first(s) if reuse else 0 for s in self.subjects]
         rungs = [len(self.counts[s.id]) if isinstance(s, Group) else 1 for s in self.subjects]
         whole = self.line.work(0)
@@ -185,8 +212,9 @@ class _Run:
         self._metric, self._progress = metric, progress
         session = Session(work.line.model, threads=threads)
         self._batches = list(batches(session, samples))
+        self._size = session.batch_size or BATCH
         self._reference: dict[str, Array] = {}
-        self._reference = self._joined([session.run(b) for b in self._batches])
+        self._reference = self._joined([session.run(b) for b in self._batches], len(samples))
         self._whole = metric(self._reference, samples) if metric is not None else None
 
     def go(self) -> tuple[dict[str, Curve], dict[str, LayerLoss]]:
@@ -209,9 +237,10 @@ class _Run:
                         self._progress(subject, done / len(work.subjects))
         finally:
             frontier.close()
+        alike = similarities(analysis, self._batches, self._threads) if layers else {}
         return (
-            {g.id: curves[g.id] for g in analysis.groups},
-            {x.id: layers[x.id] for x in analysis.layers if x.id in layers},
+            {g.id: curves[g.id] for g in analysis.groups if g.id in curves},
+            {x.id: replace(layers[x.id], similarity=alike[x.id]) for x in analysis.layers if x.id in layers},
         )
 
     def _segment(self, segment: Segment, frontier: Frontier) -> Iterator[tuple[str, Curve | LayerLoss]]:
@@ -226,11 +255,11 @@ class _Run:
             for group in groups:
                 order = work.order[group.id]
 
-                def outputs(count: int, group: Group = group, order: Any = order) -> Outputs:
+                def losses(count: int, group: Group = group, order: Any = order) -> Measured:
                     masks = graph.masks(analysis.kept({group.id: order[:count]}))
-                    return self._joined([session.run({**b, **masks}) for b in frontier.batches])
+                    return self._measured(session, frontier.batches, masks)
 
-                yield group.id, self._curve(group, outputs)
+                yield group.id, self._curve(group, losses)
         for layer in subjects:
             if isinstance(layer, Layer):
                 model = analysis.model.clone()
@@ -238,29 +267,42 @@ class _Run:
                 session = Session(
                     behind(close_bodies(model), before, frontier.batches[0]), threads=self._threads
                 )
-                found = self._joined([session.run(b) for b in frontier.batches])
-                yield layer.id, LayerLoss(*self._judged(found))
+                yield layer.id, LayerLoss(*self._measured(session, frontier.batches, {}))
 
-    def _joined(self, parts: Sequence[Outputs]) -> dict[str, Array]:
-        """Outputs of all samples; those in front of the segment are the original's."""
-        count = len(self._samples)
+    def _measured(self, session: Session, some: Sequence[Batch], masks: Outputs) -> Measured:
+        """(loss, standard error, metric), on as many samples as it takes to know the loss well enough."""
+        parts: list[Outputs] = []
+        wanted = FEWEST
+        for batch in some:
+            parts.append(session.run({**batch, **masks}))
+            count = min(len(parts) * self._size, len(self._samples))
+            if len(parts) < len(some) and count < wanted:
+                continue
+            outputs = self._joined(parts, count)
+            errors = sample_errors(self._reference, outputs, count)
+            loss, deviation = float(errors.mean()), standard_error(errors)
+            if deviation <= max(RELATIVE * loss, ABSOLUTE):
+                break
+            wanted = 2 * count
+        return loss, deviation, self._judged(outputs, count)
+
+    def _judged(self, outputs: Outputs, count: int) -> float | None:
+        return None if self._metric is None else self._metric(outputs, self._samples.first(count))
+
+    def _joined(self, parts: Sequence[Outputs], count: int) -> dict[str, Array]:
+        """Outputs of the first samples; those in front of the segment are the original's."""
         found = {
             name: np.concatenate([p[name] for p in parts])[:count] if parts[0][name].ndim else parts[0][name]
             for name in parts[0]
         }
-        return {**self._reference, **found}
+        before = {n: a[:count] if a.ndim else a for n, a in self._reference.items() if n not in found}
+        return {**before, **found}
 
-    def _judged(self, outputs: Outputs) -> tuple[float, float, float | None]:
-        errors = sample_errors(self._reference, outputs)
-        deviation = float(errors.std(ddof=1) / len(errors) ** 0.5) if len(errors) > 1 else float("nan")
-        metric = self._metric(outputs, self._samples) if self._metric is not None else None
-        return float(errors.mean()), deviation, metric
-
-    def _curve(self, group: Group, outputs: Callable[[int], Outputs]) -> Curve:
+    def _curve(self, group: Group, losses: Callable[[int], Measured]) -> Curve:
         kept, loss, deviation = [group.size], [0.0], [0.0]
         metric = [] if self._whole is None else [self._whole]
         for count in self._work.counts[group.id]:
-            error, spread, value = self._judged(outputs(count))
+            error, spread, value = losses(count)
             kept.append(count)
             loss.append(max(loss[-1], error))
             deviation.append(spread)
@@ -320,27 +362,3 @@ def run(session: Session, samples: Samples, masks: Mapping[str, Array]) -> dict[
         name: np.concatenate([p[name] for p in parts])[:count] if parts[0][name].ndim else parts[0][name]
         for name in parts[0]
     }
-
-
-def output_error(reference: Outputs, outputs: Outputs) -> float:
-    """Squared error of all float outputs over their variance, averaged over outputs (0: the same)."""
-    return float(sample_errors(reference, outputs).mean())
-
-
-def sample_errors(reference: Outputs, outputs: Outputs) -> npt.NDArray[np.float64]:
-    """`output_error` of each sample: ``[N]``, or ``[1]`` where an output has no sample axis."""
-    errors = []
-    for name, a in reference.items():
-        if a.dtype.kind != "f":
-            continue
-        x, y = a.astype(np.float64), outputs[name].astype(np.float64)
-        variance = (
-            float(((x - x.mean(axis=0)) ** 2).mean()) if a.ndim and len(x) > 1 else float((x**2).mean())
-        )
-        error = ((x - y) ** 2).reshape(len(x) if a.ndim else 1, -1).mean(axis=1) / max(variance, 1e-12)
-        errors.append(np.where(np.isfinite(error), error, WRONG))
-    if not errors:
-        return np.zeros(1)
-    if len({len(e) for e in errors}) > 1:
-        return np.array([np.mean([e.mean() for e in errors])])
-    return np.asarray(np.mean(errors, axis=0))

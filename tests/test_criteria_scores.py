@@ -14,10 +14,11 @@ from condensec.healing.gradients import probes
 from condensec.passes import criteria
 from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
+from condensec.passes.fidelity import output_error
 from condensec.passes.gradients import unit_gradients
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.select import unit_order
-from condensec.passes.sensitivity import output_error, run
+from condensec.passes.sensitivity import run
 from condensec.passes.statistics import group_sites, moments, weights
 from condensec.passes.supergraph import build
 from condensec.runner import Session

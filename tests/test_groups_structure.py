@@ -406,3 +406,27 @@ def test_a_shuffle_behind_a_shuffle_that_is_split_again_is_cut() -> None:
     found = trial(tiny(nodes, x=["N", 3, 5, 5], weights=weights))
     assert found.removed > 0
     assert found.proof.relative_error < 1e-6
+
+
+@pytest.mark.parametrize("opset", [9, 11, 12, 13])
+def test_sizes_put_together_by_old_operators_are_known(opset: int) -> None:
+    """Exporters up to opset 12 wrote Unsqueeze with its axes as an attribute between Shape and Reshape."""
+    b = Builder(0)
+    x = b.conv("first", b.input("x", [1, 3, 6, "W"]), 3, 8)
+    shape, sizes = b.op("Shape", "shape", x), []
+    for axis in range(4):
+        b.const(f"i{axis}", np.array(axis, np.int64))
+        sizes.append(b.op("Gather", f"size{axis}", shape, f"i{axis}", axis=0))
+    sizes = [sizes[0], b.op("Mul", "features", sizes[1], sizes[2]), sizes[3]]
+    axes = {"axes": [0]} if opset < 13 else {}
+    extra = [] if axes else [b.ints("zero", 0)]
+    parts = [b.op("Unsqueeze", f"part{i}", size, *extra, **axes) for i, size in enumerate(sizes)]
+    rows = b.op("Reshape", "rows", x, b.op("Concat", "target", *parts, axis=0))
+    y = b.op("MatMul", "last", b.op("Transpose", "turned", rows, perm=[0, 2, 1]), b.normal("w", (48, 5), 0.1))
+    output = helper.make_tensor_value_info(y, TensorProto.FLOAT, None)
+    graph = helper.make_graph(b.nodes, "old", b.inputs, [output], b.initializers)
+    opsets = [helper.make_opsetid("", opset)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    analysis = analysis_of(model, shapes={"x": (1, 3, 6, 7)})
+    assert places(analysis) == [{"first.weight:0", "w:0"}]
+    assert analysis.reachable() == 1.0

@@ -121,10 +121,19 @@ def test_the_table_is_kept_on_disk_and_rebuilt_if_damaged(tmp_path: Path) -> Non
     other.save()
     merged = LatencyTable(folder=tmp_path)
     assert {"more", "somebody's", *first.seconds} == set(merged.seconds)
-    for text in ("", "{", "[]", '{"schema": 99, "seconds": {}}', '{"schema": 1, "seconds": {"a": "x"}}'):
+    damaged = (
+        "",
+        "{",
+        "[]",
+        '{"schema": 99, "reference": 1, "seconds": {}}',
+        '{"schema": 2, "reference": 1, "seconds": {"a": "x"}}',
+        '{"schema": 2, "reference": 0, "seconds": {"a": 1}}',
+        '{"schema": 2, "seconds": {"a": 1}}',
+    )
+    for text in damaged:
         first.path.write_text(text)
         assert LatencyTable(folder=tmp_path).seconds == {}
-    first.path.write_text(json.dumps({"schema": 1, "seconds": {"a": 1.0, "b": -1.0}}))
+    first.path.write_text(json.dumps({"schema": 2, "reference": 1e-4, "seconds": {"a": 1.0, "b": -1.0}}))
     assert LatencyTable(folder=tmp_path).seconds == {"a": 1.0}
     assert [p.suffix for p in tmp_path.iterdir()] == [".json"]
 

@@ -13,6 +13,7 @@ import pytest
 from healing_tools import Case, write_case
 
 from condensec.healing import client, environment, gradient_graph
+from condensec.runner import Session
 
 _BUILD = """
 import os, sys
@@ -38,20 +39,22 @@ for line in sys.stdin.read().splitlines():
 """
 
 Shape = tuple[int, ...]
-# id: data, kernel, attributes, whether the data's gradient becomes a convolution
-CASES: dict[str, tuple[Shape, Shape, dict[str, Any], bool]] = {
-    "same": ((2, 3, 6, 7), (4, 3, 3, 3), {"pads": [1, 1, 1, 1]}, True),
-    "pointwise": ((2, 3, 5, 5), (4, 3, 1, 1), {}, True),
-    "no-pads": ((2, 3, 6, 6), (4, 3, 3, 2), {}, True),
-    "uneven-pads": ((2, 3, 6, 6), (4, 3, 3, 3), {"pads": [0, 2, 1, 0]}, True),
-    "dilated": ((1, 2, 9, 9), (3, 2, 3, 3), {"dilations": [2, 3], "pads": [2, 3, 2, 3]}, True),
-    "grouped": ((2, 4, 5, 5), (6, 2, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}, True),
-    "depthwise": ((2, 4, 5, 5), (4, 1, 3, 3), {"group": 4, "pads": [1, 1, 1, 1]}, True),
-    "multiplied": ((2, 4, 5, 5), (8, 1, 3, 3), {"group": 4, "pads": [1, 1, 1, 1]}, True),
-    "line": ((2, 3, 9), (4, 3, 3), {"pads": [1, 1]}, True),
-    "volume": ((1, 2, 4, 4, 4), (3, 2, 3, 3, 3), {"pads": [1] * 6}, True),
-    "strided": ((2, 3, 6, 6), (4, 3, 3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1]}, False),
-    "padded-beyond": ((2, 3, 4, 4), (4, 3, 1, 1), {"pads": [1, 1, 1, 1]}, False),
+CONV = {"ConvGrad": 1}
+# id: operator, inputs, attributes, what is changed
+CASES: dict[str, tuple[str, tuple[Shape, ...], dict[str, Any], dict[str, int]]] = {
+    "same": ("Conv", ((2, 3, 6, 7), (4, 3, 3, 3)), {"pads": [1, 1, 1, 1]}, CONV),
+    "pointwise": ("Conv", ((2, 3, 5, 5), (4, 3, 1, 1)), {}, CONV),
+    "no-pads": ("Conv", ((2, 3, 6, 6), (4, 3, 3, 2)), {}, CONV),
+    "uneven-pads": ("Conv", ((2, 3, 6, 6), (4, 3, 3, 3)), {"pads": [0, 2, 1, 0]}, CONV),
+    "dilated": ("Conv", ((1, 2, 9, 9), (3, 2, 3, 3)), {"dilations": [2, 3], "pads": [2, 3, 2, 3]}, CONV),
+    "grouped": ("Conv", ((2, 4, 5, 5), (6, 2, 3, 3)), {"group": 2, "pads": [1, 1, 1, 1]}, CONV),
+    "depthwise": ("Conv", ((2, 4, 5, 5), (4, 1, 3, 3)), {"group": 4, "pads": [1, 1, 1, 1]}, CONV),
+    "multiplied": ("Conv", ((2, 4, 5, 5), (8, 1, 3, 3)), {"group": 4, "pads": [1, 1, 1, 1]}, CONV),
+    "line": ("Conv", ((2, 3, 9), (4, 3, 3)), {"pads": [1, 1]}, CONV),
+    "volume": ("Conv", ((1, 2, 4, 4, 4), (3, 2, 3, 3, 3)), {"pads": [1] * 6}, CONV),
+    "strided": ("Conv", ((2, 3, 6, 6), (4, 3, 3, 3)), {"strides": [2, 2], "pads": [1, 1, 1, 1]}, {}),
+    "padded-beyond": ("Conv", ((2, 3, 4, 4), (4, 3, 1, 1)), {"pads": [1, 1, 1, 1]}, {}),
+    "relu": ("Relu", ((2, 3, 5, 7),), {}, {"ReluGrad": 1}),
 }
 
 
@@ -62,12 +65,12 @@ def _worker(script: str, lines: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, Any, Any]]:
-    """Case -> convolutions changed, gradients as built, gradients as rewritten."""
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, int], Any, Any]]:
+    """Case -> what was changed, gradients as built, gradients as rewritten."""
     folder = tmp_path_factory.mktemp("gradients")
     built, runs, changed = [], [], {}
-    for name, (x, w, attributes, _) in CASES.items():
-        case = write_case(Case("Conv", (x, w), attributes, label=name), folder)
+    for name, (op, inputs, attributes, _) in CASES.items():
+        case = write_case(Case(op, inputs, attributes, label=name), folder)
         names = ",".join(case.request["names"])
         built.append(f"{case.request['model']}|{folder / name}.plain.onnx|{names}")
         runs += [
@@ -86,10 +89,10 @@ def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_stay_the_same(name: str, gradients: dict[str, tuple[int, Any, Any]]) -> None:
+def test_gradients_stay_the_same(name: str, gradients: dict[str, tuple[dict[str, int], Any, Any]]) -> None:
     changed, plain, faster = gradients[name]
-    assert changed == int(CASES[name][3])
-    assert len(plain.files) == 2
+    assert changed == CASES[name][3]
+    assert len(plain.files) == len(CASES[name][1])
     for key in plain.files:
         scale = float(np.abs(plain[key]).max())
         assert scale > 0
@@ -97,19 +100,33 @@ def test_gradients_stay_the_same(name: str, gradients: dict[str, tuple[int, Any,
 
 
 def test_a_kernel_not_turned_round_would_be_noticed(
-    gradients: dict[str, tuple[int, Any, Any]], tmp_path: Path
+    gradients: dict[str, tuple[dict[str, int], Any, Any]], tmp_path: Path
 ) -> None:
     """The comparison sees the mistake one makes first: correlation in place of convolution."""
-    case = write_case(Case("Conv", CASES["same"][0:2], CASES["same"][2]), tmp_path)
+    case = write_case(Case(*CASES["same"][:3]), tmp_path)
     names = ",".join(case.request["names"])
     path = tmp_path / "wrong.onnx"
     _worker(_BUILD, [f"{case.request['model']}|{path}|{names}"])
     gradient_graph.improve(path)
     model = onnx.load(str(path))
-    back = next(t for t in model.graph.initializer if t.name.endswith(".back"))
+    turn = next(n for n in model.graph.node if n.op_type == "Gather")
+    back = next(t for t in model.graph.initializer if t.name == turn.input[1])
     back.CopyFrom(onnx.numpy_helper.from_array(np.arange(9), back.name))
     onnx.save(model, str(path))
     _worker(_RUN, [f"{path}|{case.request['feeds']}|{names}|{tmp_path / 'wrong.npz'}"])
     wrong, right = np.load(tmp_path / "wrong.npz"), gradients["same"][1]
     data = case.request["names"][0]
     assert np.abs(wrong[data] - right[data]).max() > 0.1 * np.abs(right[data]).max()
+
+
+def test_the_mask_of_relu_is_exact_for_all_normal_numbers() -> None:
+    y = np.array([0, np.finfo(np.float32).tiny, 1e-20, 1, 1e20, np.finfo(np.float32).max, np.inf], np.float32)
+    node = onnx.helper.make_node("ReluGrad", ["d", "y"], ["x"], domain="com.microsoft")
+    writer = gradient_graph.Writer()
+    nodes = gradient_graph.relu_gradient(node, {}, writer)
+    infos = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, y.shape) for n in "dyx"]
+    graph = onnx.helper.make_graph(nodes, "g", infos[:2], infos[2:], list(writer.constants.values()))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    d = np.full(y.shape, -3.5, np.float32)
+    [x] = Session(model).run({"d": d, "y": y}).values()
+    np.testing.assert_array_equal(x, np.where(y > 0, d, 0))

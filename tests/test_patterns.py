@@ -326,3 +326,44 @@ def test_training_keeps_the_zeros(model: Path, data: Path, tmp_path: Path) -> No
     assert report.healing.steps > 0
     assert found.healed_how == "epochs=1"  # the trained weights are those that were written
     assert found.share_reached == pytest.approx(0.8, abs=1e-3)
+
+
+def test_blocks_go_as_one_or_stay(model: Path, data: Path, tmp_path: Path) -> None:
+    from condensec.passes.patterns import torn
+
+    report = api.compress(model, output=tmp_path / "o", data=data, patterns="1x4=0.5", **FAST)
+    (found,) = report.patterns
+    assert (report.status, found.violations) == ("ok", 0)
+    assert found.share_reached == pytest.approx(0.5, abs=0.02)
+    assert any("no multiple of 4" in reason for reason in found.left_out.values())
+    place = product((8, 4), 1)
+    array = np.ones((8, 4), np.float32)
+    array[:4] = 0
+    assert torn(place, array, 4) == 0
+    array[4, 1] = 0
+    assert torn(place, array, 4) == 1
+
+
+@pytest.mark.parametrize("text", ["1x4=0.5", "1x8=0.25:wanda", "1x2=0.9:magnitude"])
+def test_blocks_are_read_and_written_back(text: str) -> None:
+    found = parse_sparsity(text)
+    assert found is not None
+    assert (str(found), found.name) == (text, "blocks")
+    for wrong in ("1x1=0.5", "1x4=1.5", "1x4=0.5:best"):
+        with pytest.raises(ConfigError):
+            parse_sparsity(wrong)
+
+
+def test_a_block_costs_what_its_weights_do() -> None:
+    from condensec.passes.patterns.blocks import best as best_blocks
+
+    prices = np.array([[9.0, 0.0, 1.0, 1.0], [2.0, 2.0, 0.5, 0.1]])
+    assert best_blocks(prices, 0.5, 2).tolist() == [[True, True, False, False], [True, True, False, False]]
+
+
+def test_many_zeros_come_in_rounds(model: Path, data: Path, tmp_path: Path) -> None:
+    options = {**FAST, "heal": "minutes=0.4,closed-form=off,lr=0.01,batch=16", "data": data}
+    report = api.compress(model, output=tmp_path / "o", patterns="unstructured=0.8:magnitude", **options)
+    (found,) = report.patterns
+    assert found.share_reached == pytest.approx(0.8, abs=1e-3)
+    assert found.notes[0].startswith("in 4 rounds")

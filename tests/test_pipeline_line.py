@@ -51,6 +51,10 @@ def test_the_files_of_a_run_and_what_they_say(model: Path, data: Path, tmp_path:
     assert report.after.params < report.before.params
     assert report.before.metric.name == "top1"
     assert report.before.metric.value == 1.0
+    assert report.before.metric.change_ci95 is None
+    low, high = report.after.metric.change_ci95
+    assert -1 < low <= report.after.metric.value - 1.0 <= high <= 0
+    assert low < high or report.after.metric.value == 1.0
     assert report.verification.exact.passed
     assert report.verification.exact.groups > 0
     assert [(run.file, run.inputs) for run in report.verification.runs] == [

@@ -5,28 +5,29 @@ import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from report_tools import full_report
 
 from condensec.report import (
     Cycle,
     Figures,
+    GraphNode,
     GroupSummary,
     Guard,
     LayerCut,
     ModelInfo,
+    NodeTime,
+    ParetoPoint,
     Report,
     TargetResult,
     html,
-    read_report,
     runs,
 )
 from condensec.report import charts as draw
 from condensec.report.svg import Chart, Mark, Series, _shades, line_chart, strip, ticks
 
-SAMPLE = Path(__file__).parent / "data" / "report.json"
 EVIL = "<script>alert('x')</script>\"'&{{ 7*7 }}"
 VOID = {"meta", "link", "br", "input", "img", "hr"}
 
@@ -63,14 +64,28 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return read_report(SAMPLE)
+    return full_report()
 
 
 def test_every_station_has_its_section(report):
     page = Page(html.render(report))
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
-    sections = "summary targets cycles sensitivity layers groups proof healing time again".split()  # noqa: SIM905
+    sections = [
+        "summary",
+        "targets",
+        "pareto",
+        "cycles",
+        "sensitivity",
+        "layers",
+        "nodes",
+        "graph",
+        "groups",
+        "proof",
+        "healing",
+        "time",
+        "again",
+    ]
     assert set(sections) <= set(ids)
     assert {a["href"][1:] for a in page.all("a")} <= set(ids)
     text = " ".join(" ".join(page.words).split())
@@ -108,7 +123,8 @@ def test_shares_that_few_groups_have_stand_in_one_column(report):
 def test_nothing_is_loaded_from_anywhere(report):
     text = html.render(report)
     page = Page(text)
-    assert not page.all("script")
+    assert len(page.all("script")) == 1
+    assert "src" not in page.all("script")[0]
     assert not page.all("img")
     assert not re.search(r"https?://|@import|url\(", text)
     (policy,) = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
@@ -121,18 +137,28 @@ def test_everything_from_outside_is_escaped(report):
         report,
         model=replace(report.model, file=EVIL, producer=EVIL, inputs={EVIL: EVIL}),
         status=EVIL,
-        targets={EVIL: replace(report.targets["host"], description=EVIL, precision=EVIL, notes=(EVIL,))},
+        targets={
+            EVIL: replace(
+                report.targets["host"],
+                description=EVIL,
+                precision=EVIL,
+                notes=(EVIL,),
+                nodes=(NodeTime(EVIL, EVIL, 1.0),),
+            )
+        },
         sensitivity={EVIL: {"0.5": 0.1}},
         layers=(LayerCut(EVIL, EVIL, 4, 2, 8, 4, EVIL), LayerCut(EVIL, EVIL, 4, 4, reason=EVIL)),
         groups=(GroupSummary(EVIL, EVIL, 4, 2, True, (EVIL,)),),
         cycles=(Cycle(1, 0.9, 0.1, 0.1, False, 1.0, healed_how=EVIL, note=EVIL),),
         environment={EVIL: EVIL},
+        graph=(GraphNode(EVIL, EVIL, (), (EVIL,)),),
+        pareto=(ParetoPoint(1, 0.5, 1, 1, 0.5, EVIL, EVIL),),
         command=EVIL,
         notes=(EVIL,),
         warnings=(EVIL,),
     )
     page = Page(html.render(evil))
-    assert not page.all("script")
+    assert len(page.all("script")) == 1, "the page's own"
     assert not any(name.startswith("on") for _, a in page.elements for name in a)
     assert "49" not in " ".join(word for word in page.words if "alert" in word)
 
@@ -231,3 +257,29 @@ def test_the_guard_is_a_line_on_the_right_side_of_the_original(report):
     lower = replace(report.after.metric, higher_is_better=False, unit_points=1.0)
     assert [r.y for r in draw._guard_rules(Guard(0.1, baseline=0.5), lower)] == pytest.approx([0.5, 0.6])
     assert draw._guard_rules(Guard(None), report.after.metric) == ()
+
+
+def test_the_sizes_are_drawn_from_small_to_whole(report):
+    root = ElementTree.fromstring(str(draw.pareto(report)))
+    xs = [float(dot.get("cx", 0)) for dot in root.iter("circle")]
+    assert len(xs) == len(report.pareto) + 1
+    assert xs == sorted(xs)
+    assert "latency" in draw.pareto_axis(report)
+    unknown = replace(report, pareto=(replace(report.pareto[0], ratio=None), *report.pareto[1:]))
+    assert "MACs" in draw.pareto_axis(unknown)
+    first = next(ElementTree.fromstring(str(draw.pareto(unknown))).iter("title"))
+    assert "MACs" in (first.text or "")
+    assert draw.pareto(replace(report, pareto=())) == ""
+
+
+def test_nodes_too_quick_for_a_row_are_added_up():
+    times = (
+        NodeTime("a", "Conv", 8.0, 4.0),
+        NodeTime("b", "Conv", None, 2.0),
+        NodeTime("c", "Relu", 0.001, 0.002),
+    )
+    shown = draw.node_rows(TargetResult(nodes=times))
+    assert [n.name for n in shown.rows] == ["a", "b"]
+    assert shown.top == 8.0
+    assert shown.rest == (0.001, 0.002)
+    assert draw.node_rows(TargetResult(nodes=times[:2])).rest is None

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condensec.errors import ConfigError
@@ -134,6 +134,7 @@ def test_key_order_is_fixed_and_timings_keep_the_order_of_the_line():
     assert list(doc["timings"]) == ["load", "heal", "total"]
 
 
+@settings(deadline=None)  # other work may hold the machine
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_no_number_in_the_document_is_ever_infinite_or_nan(value):
     report = replace(full_report(), sensitivity={"g": {"0.5": value}}, guard=Guard(value))
@@ -207,6 +208,7 @@ def test_runs_are_inclusive_and_cover_every_index():
     assert runs([]) == ()
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 60)))
 def test_runs_give_the_indices_back(indices):
     found = runs(sorted(indices))

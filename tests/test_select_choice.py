@@ -12,10 +12,11 @@ from condensec.data import Samples
 from condensec.errors import ConfigError
 from condensec.passes import criteria
 from condensec.passes.criteria import GroupView, criterion
+from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import prune
 from condensec.passes.select import Goal, NodeShape, Widths, carried, choose, unit_order
-from condensec.passes.sensitivity import Curve, Sensitivity, affordable, measure, output_error
+from condensec.passes.sensitivity import Curve, Sensitivity, affordable, measure
 from condensec.passes.supergraph import build
 from condensec.runner import Session
 

@@ -92,10 +92,10 @@ def test_other_samples_models_or_criteria_are_measured(folder: Path) -> None:
 
 def test_a_damaged_map_is_measured_again(folder: Path) -> None:
     first = found(folder)
-    for text in ("", "{}", "[]", '{"schema": 1, "curves": []}', '{"schema": 99}'):
+    for text in ("", "{}", "[]", '{"schema": 2, "curves": []}', '{"schema": 99}'):
         maps(folder)[0].write_text(text)
         assert found(folder).sensitivity == first.sensitivity
-        assert json.loads(maps(folder)[0].read_text())["schema"] == 1
+        assert json.loads(maps(folder)[0].read_text())["schema"] == 2
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(folder: Path) -> None:

@@ -13,12 +13,13 @@ from models import concat_net, option_a_cnn, residual_cnn, split_net, transforme
 
 from condensec.data import Samples
 from condensec.metrics import METRICS
-from condensec.passes import criteria, segments
+from condensec.passes import criteria, segments, sensitivity
+from condensec.passes.fidelity import output_error, sample_errors
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.layers import take_out
 from condensec.passes.segments import Frontier, Line, behind
 from condensec.passes.select import unit_order
-from condensec.passes.sensitivity import Sensitivity, batches, measure, output_error, run, sample_errors
+from condensec.passes.sensitivity import Sensitivity, batches, measure, run
 from condensec.passes.supergraph import build
 from condensec.runner import Session
 
@@ -127,7 +128,9 @@ def test_the_metric_is_measured_beside_the_error() -> None:
     assert all(c.metric == () for c in mapped(analysis, samples).curves.values())
 
 
-def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
+def test_the_standard_error_is_that_of_the_mean_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "RELATIVE", 0.0)
+    monkeypatch.setattr(sensitivity, "ABSOLUTE", 0.0)
     analysis = analyze(ir.from_proto(residual_cnn()))
     samples = samples_for(analysis, 96)
     order = unit_order(analysis, criteria.get("l2"))
@@ -214,3 +217,33 @@ def test_values_that_a_branch_captures_cross_too() -> None:
         rest = behind(analysis.runnable, line.names[:position], frontier.batches[0])
         np.testing.assert_allclose(Session(rest).run(frontier.batches[0])["y"], whole, rtol=1e-5)
         frontier.close()
+
+
+def test_a_loss_that_is_known_well_takes_fewer_samples_and_stays_within_its_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    analysis = analyze(ir.from_proto(residual_cnn()))
+    samples = samples_for(analysis, 512)
+    calls: list[int] = []
+    go = Session.run
+
+    def counted(self: Session, feeds: object, outputs: object = None) -> object:
+        calls.append(1)
+        return go(self, feeds, outputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Session, "run", counted)
+    few, few_calls = mapped(analysis, samples, most=512), len(calls)
+    monkeypatch.setattr(sensitivity, "RELATIVE", 0.0)
+    monkeypatch.setattr(sensitivity, "ABSOLUTE", 0.0)
+    calls.clear()
+    every = mapped(analysis, samples, most=512)
+    assert few_calls < 0.8 * len(calls)
+    off, known = [], 0
+    for name, curve in few.curves.items():
+        other = every.curves[name]
+        for i in range(1, len(curve.deviation)):
+            assert curve.deviation[i] <= max(0.05 * curve.loss[i], 1e-4) or curve.loss[i] == other.loss[i]
+            off.append(abs(curve.loss[i] - other.loss[i]) / max(curve.deviation[i], 1e-12))
+            known += curve.loss[i] != other.loss[i]
+    assert known > 5, "all losses took all samples: nothing is compared"
+    assert np.mean(np.array(off) < 2.5) > 0.9

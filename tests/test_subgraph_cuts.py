@@ -17,9 +17,10 @@ from condensec.errors import HealError
 from condensec.passes import criteria
 from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
+from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import prune
-from condensec.passes.sensitivity import measure, output_error
+from condensec.passes.sensitivity import measure
 from condensec.passes.supergraph import build
 from condensec.runner import Session
 

@@ -13,8 +13,8 @@ from test_subgraph_cuts import MODELS, captured, inside_and_outside, nested, own
 from condensec.data import Samples
 from condensec.healing import closed_form, environment
 from condensec.healing.bodies import weights_in_bodies
+from condensec.passes.fidelity import output_error
 from condensec.passes.prune import with_weights
-from condensec.passes.sensitivity import output_error
 from condensec.runner import Session
 
 

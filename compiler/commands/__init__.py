@@ -20,9 +20,14 @@ _COMMANDS = {
     "quantize": ("deploy", "quantize"),
     "emit": ("deploy", "emit"),
     "bench": ("graphs", "bench"),
+    "profile": ("profile", "profile"),
     "report": ("info", "report"),
     "targets": ("info", "targets"),
     "doctor": ("info", "doctor"),
+    "check": ("builds", "check"),
+    "cache": ("builds", "cache"),
+    "schema": ("info", "schema"),
+    "cmake-dir": ("builds", "cmake_dir"),
 }
 
 

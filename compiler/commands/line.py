@@ -14,6 +14,7 @@ from condensec.commands import options as o
 from condensec.commands.tables import table
 
 if TYPE_CHECKING:
+    from condensec.builds.run import Run
     from condensec.config import Config
     from condensec.report import Report
     from condensec.report.model import LossDetail
@@ -33,12 +34,15 @@ _MapFolder = Annotated[
         show_default=False,
     ),
 ]
+_NOT_SETTINGS = ("json", "quiet", "verbose", "no_cache", "depfile", "depfile_target")  # of one call
 _EXIT_CODES = {"ok": 0, "dry_run": 0, "budget_not_met": 3}
 
 
 def compress(
     model: o.OptionalModel = None,
     target: o.Target = None,
+    table: o.Table = None,
+    recipe: o.Recipe = None,
     budget: o.Budget = None,
     keep: o.Keep = None,
     max_drop: o.MaxDrop = None,
@@ -48,6 +52,7 @@ def compress(
     shape: o.Shape = None,
     step: o.Step = None,
     heal: o.Heal = None,
+    teacher: o.Teacher = None,
     augment: o.Augment = None,
     loss: o.Loss = None,
     patterns: o.Patterns = None,
@@ -59,9 +64,13 @@ def compress(
     seed: o.Seed = None,
     jobs: o.Jobs = None,
     config: o.ConfigFile = None,
+    pareto: o.Pareto = None,
     output: o.OutputFolder = None,
     resume: o.Resume = False,
     dry_run: o.DryRun = False,
+    no_cache: o.NoCache = False,
+    depfile: o.Depfile = None,
+    depfile_target: o.DepfileTarget = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
@@ -70,36 +79,53 @@ def compress(
     settings = _configure(locals())
     if not settings.dry_run:
         console.current().resume_hint = console.RESUME_HINT
-    report = _run(settings)
-    _show(report)
+    run = _run(settings, cache=not no_cache)
+    report = run.report
+    _show(report, cached=run.cached)
+    if run.cached:
+        console.current().note(
+            "the same was computed before: copied from the cache (--no-cache computes anew)"
+        )
     if report.status not in ("dry_run",):
         console.current().note(f"written to {settings.output}")
+        write_depfile(depfile, depfile_target or settings.output / "report.json", settings, config)
     return _EXIT_CODES.get(report.status, 0)
+
+
+def write_depfile(depfile: str | None, target: str | Path, settings: Config, *more: str | None) -> None:
+    """Write ``--depfile``, if it was asked for: what the settings name, more files, and condensec itself."""
+    from condensec.builds.depfile import write_depfile as write
+    from condensec.builds.inputs import config_files, package_file
+
+    if depfile is not None:
+        write(Path(depfile), target, config_files(settings, [*filter(None, more), package_file()]))
 
 
 def _configure(given: dict[str, Any]) -> Config:
     """Settings from a command's arguments."""
     from condensec.config import configure
 
-    how_to_speak = ("json", "quiet", "verbose")
-    options = {k: v for k, v in given.items() if k not in how_to_speak and v not in (None, [], False)}
+    options = {k: v for k, v in given.items() if k not in _NOT_SETTINGS and v not in (None, [], False)}
     return configure(command=shlex.join(["condensec", *sys.argv[1:]]), **options)
 
 
-def _run(settings: Config) -> Report:
-    from condensec.pipeline import compress
+def _run(settings: Config, *, cache: bool) -> Run:
+    from condensec.builds.run import compress
     from condensec.progress import Progress
 
+    def waiting() -> None:
+        progress.say("another process computes the same; waiting for its result")
+
     with Progress(console.current()) as progress:
-        return compress(settings, progress)
+        return compress(settings, progress, cache=cache, on_wait=waiting)
 
 
-def _show(report: Report) -> None:
+def _show(report: Report, *, cached: bool = False) -> None:
     from condensec.report.terminal import text
 
     screen = console.current()
     table = "" if screen.json else text(report, color=console.color(sys.stdout))
-    screen.result(table, report.to_json())
+    screen.result(table, {**report.to_json(), "cached": True} if cached else report.to_json())
 
 
 def analyze(

@@ -25,6 +25,15 @@ Target = Annotated[
     list[str] | None,
     _text("--target", "NAME", "Where it will run; repeatable. Default: host. See 'condensec targets'.", WHAT),
 ]
+Table = Annotated[
+    list[str] | None,
+    _text(
+        "--table",
+        "FILE",
+        "A latency table made on a target's own device ('condensec profile' writes one); repeatable.",
+        WHAT,
+    ),
+]
 Budget = Annotated[
     list[str] | None,
     _text(
@@ -37,6 +46,10 @@ Budget = Annotated[
 ]
 Keep = Annotated[
     str | None, _text("--keep", "X", "Instead of a budget: keep this share of every group's units.", WHAT)
+]
+Pareto = Annotated[
+    str | None,
+    _text("--pareto", "N", "Write N models along the front of metric and latency, too: DIR/pareto/NN.", OUT),
 ]
 MaxDrop = Annotated[
     str | None,
@@ -87,6 +100,24 @@ Heal = Annotated[
         HOW,
     ),
 ]
+Teacher = Annotated[
+    str | None,
+    _text(
+        "--teacher",
+        "PATH",
+        "A model with the same inputs and outputs that training learns from. Default: the original.",
+        HOW,
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    _text(
+        "-O",
+        "LEVEL",
+        "A ready recipe: -O1 safe, -O2 balanced, -O3 the smallest; other options win.",
+        WHAT,
+    ),
+]
 Augment = Annotated[
     str | None,
     _text(
@@ -112,8 +143,8 @@ Patterns = Annotated[
     _text(
         "--patterns",
         "LIST",
-        "What may be cut; unstructured=0.9 or 2:4 set weights to zero afterwards."
-        " Default: channels,heads,neurons.",
+        "What may be cut: channels, heads, neurons (the default), layers; unstructured=0.9 or 2:4 set weights"
+        " to zero afterwards.",
         HOW,
     ),
 ]
@@ -158,6 +189,15 @@ OutputFolder = Annotated[
 ]
 Resume = Annotated[bool, _switch("--resume", "Go on with an interrupted run.")]
 DryRun = Annotated[bool, _switch("--dry-run", "Measure and plan; write nothing.")]
+NoCache = Annotated[bool, _switch("--no-cache", "Compute anew, even if the same was computed before.")]
+Depfile = Annotated[
+    str | None,
+    _text("--depfile", "FILE", "Write which files were read, as a rule for Make and Ninja.", OUT),
+]
+DepfileTarget = Annotated[
+    str | None,
+    _text("--depfile-target", "NAME", "The rule's target. Default: the file that is written last.", OUT),
+]
 Json = Annotated[bool, _switch("--json", "One JSON document on stdout.")]
 Quiet = Annotated[bool, _switch("--quiet", "No progress.", OUT, "-q")]
 Verbose = Annotated[

@@ -32,6 +32,7 @@ _BATCH = 64
 _HELD_OUT = 0.2
 _MOST_FEATURES = 5000  # of one system; above, the solve takes longer than it is worth
 _GAIN = 0.999  # a solution must be at least this much better on held-out samples
+_ROUNDING = 1e-11  # a relative squared error that is float32's own: nothing is left to repair
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class _Run:
         if new.dtype != np.float32:  # rounded to what the file stores: judged as it will be
             fits = _judged(problem, rows.as_matrix(layer, layer.view.read(new)), fits)
         before, after = (float(np.mean([getattr(f, k) for f in fits])) for k in ("before", "after"))
-        accepted = after < _GAIN * before
+        accepted = before > _ROUNDING and after < _GAIN * before
         name = layer.node.proto.name or layer.node.outputs[0]
         ridge = float(np.median([f.ridge for f in fits]))
         self.log.append(LayerRepair(name, layer.weight, before, after, ridge, accepted))

@@ -25,6 +25,14 @@ class FileLock:
         self._poll = poll
         self._fd = -1
 
+    def attempt(self) -> bool:
+        """Take the lock if nobody holds it; says whether."""
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        if _try_lock(self._fd):
+            return True
+        os.close(self._fd)
+        return False
+
     def __enter__(self) -> FileLock:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         told = False

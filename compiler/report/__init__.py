@@ -29,6 +29,7 @@ from condensec.report.model import (
     runs,
     write_text,
 )
+from condensec.report.values import GraphNode, NodeTime, ParetoPoint
 
 __all__ = [
     "EMULATED",
@@ -42,6 +43,7 @@ __all__ = [
     "Cycle",
     "DataSummary",
     "Figures",
+    "GraphNode",
     "GraphRun",
     "GroupSummary",
     "Guard",
@@ -50,6 +52,8 @@ __all__ = [
     "LayerCut",
     "MetricValue",
     "ModelInfo",
+    "NodeTime",
+    "ParetoPoint",
     "Report",
     "TargetResult",
     "Untrained",

@@ -20,7 +20,11 @@ from condensec.report.model import (
     LossDetail,
     MetricValue,
     Report,
+    TargetResult,
 )
+from condensec.report.values import NodeTime
+
+MOST_NODES = 200  # rows of the table of nodes
 
 
 def metric_by_cycle(report: Report) -> Markup:
@@ -58,6 +62,53 @@ def share_by_cycle(report: Report) -> Markup:
         series.append(svg.Series("latency", "s-latency", latency))
     title = "Share of the original's MACs and latency that is left after each cycle"
     return svg.line_chart(svg.Chart(title, tuple(series), "cycle", _share_text, zero=True))
+
+
+def pareto_axis(report: Report) -> str:
+    """What the sizes on the Pareto plot are: latency where every point has one, otherwise MACs."""
+    known = all(point.ratio is not None for point in report.pareto)
+    return "share of the latency left" if known else "share of the MACs left"
+
+
+def pareto(report: Report) -> Markup:
+    """The metric of each model written against its size, with the original and the guard."""
+    metric = report.after.metric or report.before.metric
+    if metric is None or not report.pareto:
+        return Markup("")
+    label = pareto_axis(report)
+    by_latency = "latency" in label
+    marks = []
+    for point in report.pareto:
+        share = point.ratio if by_latency else point.macs / max(1, report.before.macs)
+        said = f"model {point.n}: {share or 0:.3f} of the original, {fmt.metric_value(point.metric, metric)}"
+        marks.append(svg.Mark(share or 0.0, point.metric, said))
+    marks.sort(key=lambda mark: mark.x)
+    baseline = report.guard.baseline if report.guard is not None else None
+    start = svg.Mark(1.0, baseline, f"original: {fmt.metric_value(baseline, metric)}", hollow=True)
+    series = (svg.Series("models", "s-after", (*marks, start)),)
+    show = _share_text if fmt.in_percent(metric) else "{:.4g}".format
+    title = f"{fmt.metric_label(metric)} against the {label}, one point for each model"
+    rules = _guard_rules(report.guard, metric)
+    return svg.line_chart(svg.Chart(title, series, label, show, rules, whole_x=False))
+
+
+@dataclass(frozen=True)
+class NodeRows:
+    """The nodes of a target that are worth a row. `rest` is what the others take, before and after, in ms."""
+
+    rows: tuple[NodeTime, ...]
+    top: float
+    rest: tuple[float, float] | None
+
+
+def node_rows(target: TargetResult) -> NodeRows:
+    """The slowest nodes, before or after; what is below a thousandth of the sum is added up."""
+    times = [(max(node.before_ms or 0.0, node.after_ms or 0.0), node) for node in target.nodes]
+    floor = sum(slowest for slowest, _ in times) / 1000
+    rows = [node for slowest, node in times if slowest >= floor][:MOST_NODES]
+    others = [node for node in target.nodes if node not in rows]
+    rest = (sum(n.before_ms or 0.0 for n in others), sum(n.after_ms or 0.0 for n in others))
+    return NodeRows(tuple(rows), max((t for t, _ in times), default=0.0) or 1.0, rest if others else None)
 
 
 def loss_curve(healing: Healing) -> Markup:

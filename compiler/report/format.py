@@ -115,6 +115,14 @@ def metric_interval(metric: MetricValue) -> str:
     return f"[{low:.4g}, {high:.4g}]"
 
 
+def change_interval(metric: MetricValue) -> str:
+    """The 95% interval of the metric's change, in points where it has them; empty when there is none."""
+    if metric.change_ci95 is None:
+        return ""
+    low, high = (metric.unit_points * x for x in metric.change_ci95)
+    return f"[{low:+.2f}, {high:+.2f}]" if in_points(metric) else f"[{low:+.3g}, {high:+.3g}]"
+
+
 def metric_label(metric: MetricValue) -> str:
     """The metric in a reader's words."""
     return metric.label or metric.name

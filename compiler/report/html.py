@@ -1,7 +1,12 @@
-"""The report as one HTML file that loads nothing: no network, no script, style and charts inside."""
+"""The report as one HTML file that loads nothing: style, charts and the only script are inside.
+
+The script pans and zooms the drawing of the graph; the page's security policy lets no other one run.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from condensec.report import charts
+from condensec.report import charts, drawing
 from condensec.report import format as fmt
 from condensec.report.model import Report, write_text
 from condensec.report.terminal import proof_lines
@@ -20,9 +25,15 @@ LONG = 40  # rows after which a table scrolls in its own window on the screen
 def render(report: Report) -> str:
     """The whole page."""
     page = _environment().get_template("page.html")
+    drawn = drawing.graph_drawing(report)
+    script = _source("graph.js").strip() if drawn else ""
     text = page.render(
         r=report,
         style=Markup(_source("style.css")),
+        drawing=drawn,
+        timed=any(target.nodes for target in report.targets.values()),
+        script=Markup(script),
+        policy=_policy(script),
         heat=charts.heat_map(report),
         widest=max((layer.macs_before for layer in report.layers), default=0),
         slowest=max((s for name, s in report.timings.items() if name != "total"), default=0.0),
@@ -33,6 +44,13 @@ def render(report: Report) -> str:
 def write_html(report: Report, path: Path) -> None:
     """Write report.html, whole or not at all."""
     write_text(path, render(report))
+
+
+def _policy(script: str) -> str:
+    """What the page may do: nothing from outside, and no script but this one, known by its hash."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f" script-src 'sha256-{digest}';" if script else ""
+    return f"default-src 'none';{allowed} style-src 'unsafe-inline'; img-src data:"
 
 
 def _source(name: str) -> str:

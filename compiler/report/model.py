@@ -23,6 +23,7 @@ from typing import Any
 from condensec.errors import ConfigError
 from condensec.plan import FrozenAxis, Plan
 from condensec.report.codec import decode, encode
+from condensec.report.values import GraphNode, NodeTime, ParetoPoint
 
 SCHEMA = 1
 MEASURED, EMULATED, PARSED, MODELLED = "measured", "emulated", "parsed", "modelled"
@@ -66,6 +67,8 @@ class MetricValue:
         value: None when it could not be evaluated.
         samples: how many samples it was evaluated on.
         ci95: 95% interval of `value`.
+        change_ci95: 95% interval of its change against the original's, on the same samples; None for the
+            original itself.
         split: ``test``, ``validation`` or ``calibration``.
         how: one of the four words of this module.
         unit_points: factor from the metric's own unit to "points" (100 for top1), as in ``--max-drop``.
@@ -81,6 +84,7 @@ class MetricValue:
     higher_is_better: bool = True
     unit_points: float = 1.0
     label: str = ""
+    change_ci95: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ class TargetResult:
         metric: the metric's value with the emitted graph, on the same split as `Report.after`.
         latency_how: how the latency was got, when that differs from `verified`; empty = the same.
         unavailable: why the target could not be served; empty = it was.
+        nodes: what single nodes take, slowest of the original first; measured in one profiled run each, so
+            for comparing nodes with each other: profiling makes all of them slower.
     """
 
     verified: str = MEASURED
@@ -142,6 +148,7 @@ class TargetResult:
     description: str = ""
     unavailable: str = ""
     notes: tuple[str, ...] = ()
+    nodes: tuple[NodeTime, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,6 +215,7 @@ class Check:
 
     Attributes:
         groups: number of cut groups that this check covers.
+        layers: number of layers taken out whole that it covers.
         max_abs_error: largest difference between the pruned graph and the masked original.
         tolerance: what was allowed, in the same unit.
     """
@@ -217,6 +225,7 @@ class Check:
     tolerance: float | None = None
     passed: bool = True
     note: str = ""
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -326,11 +335,13 @@ class LossDetail:
         loss: output error, in the report's ``sensitivity_unit``.
         ci95: its 95% interval over the samples; None where outputs have no sample axis.
         metric: the metric, or None without labels.
+        similarity: of a layer: cosine between what goes into it and what comes out.
     """
 
     loss: float
     ci95: Interval | None = None
     metric: float | None = None
+    similarity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -392,8 +403,10 @@ class Report:
         sensitivity_detail: the same with intervals and metric, where it was measured.
         layer_sensitivity: residual block, by its last node -> loss when it is taken out whole.
         sensitivity_samples: samples that the map was measured on.
+        graph: the original's graph as boxes in topological order; empty where it would be too large to draw.
         timings: stage -> seconds, in the order of the line, ending with ``total``.
         stage_rss_mb: stage -> peak resident memory in MiB when the stage ended.
+        pareto: models on the way to this one, the largest first (``--pareto``).
         plan_sha256: `Plan.digest` of the plan that was carried out.
         command: the exact command line.
         created: when the run ended, ISO 8601 with zone.
@@ -424,6 +437,8 @@ class Report:
     frozen: tuple[FrozenAxis, ...] = ()
     layers: tuple[LayerCut, ...] = ()
     patterns: tuple[PatternResult, ...] = ()
+    pareto: tuple[ParetoPoint, ...] = ()
+    graph: tuple[GraphNode, ...] = ()
     plan_sha256: str = ""
     command: str = ""
     version: str = ""

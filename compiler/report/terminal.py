@@ -53,6 +53,8 @@ def renderable(report: Report) -> RenderableType:
     parts: list[RenderableType] = [title, "", _figures_table(report)]
     if report.targets:
         parts += ["", _targets_table(report)]
+    if report.pareto:
+        parts += ["", _front_table(report)]
     parts += ["", *(_line(label, body, style) for label, body, style in _facts(report))]
     return Padding(Group(*parts), (0, 1))
 
@@ -80,7 +82,7 @@ def _metric_rows(table: Table, before: Figures, after: Figures) -> None:
     _row(table, fmt.metric_label(two), *values, fmt.points(one.value, two.value, two), where)
     if one.ci95 or two.ci95:
         intervals = (fmt.metric_interval(one), fmt.metric_interval(two))
-        _row(table, "  95% interval", *intervals, "", "", style=_DIM)
+        _row(table, "  95% interval", *intervals, fmt.change_interval(two), "", style=_DIM)
 
 
 def _targets_table(report: Report) -> Table:
@@ -102,6 +104,17 @@ def _target_row(name: str, target: TargetResult) -> tuple[str, ...]:
         fmt.interval(target.ci95) or fmt.MISSING,
         fmt.latency_how(target),
     )
+
+
+def _front_table(report: Report) -> Table:
+    metric = report.after.metric
+    name = fmt.metric_label(metric) if metric is not None else "metric"
+    table = _table("front", ">MACs", ">parameters", ">ratio", f">{name}", "how")
+    for one in report.pareto:
+        value = fmt.MISSING if metric is None else fmt.metric_value(one.metric, metric)
+        sizes = (fmt.count(one.macs), fmt.count(one.params), fmt.ratio(one.ratio))
+        _row(table, f"{one.n:02d}", *sizes, value, one.verified)
+    return table
 
 
 def _facts(report: Report) -> list[tuple[str, str, str]]:
@@ -130,13 +143,15 @@ def proof_lines(verification: Verification) -> list[tuple[str, str]]:
     """(sentence, style) for each check of the proof."""
     lines = []
     for label, check in (("exact", verification.exact), ("approximate", verification.approximate)):
-        if check is None or not check.groups:
+        if check is None or not (check.groups or check.layers):
             continue
         error = (
             "" if check.max_abs_error is None else f", largest difference {fmt.small(check.max_abs_error)}"
         )
         word = "agree with the masked original" if check.passed else "DIFFER from the masked original"
-        groups = f"{check.groups} {label} group{'' if check.groups == 1 else 's'}"
+        groups = f"{check.groups} {label} group{'' if check.groups == 1 else 's'}" if check.groups else ""
+        layers = f"{check.layers} removed layer{'' if check.layers == 1 else 's'}" if check.layers else ""
+        groups = " and ".join(filter(None, (groups, layers)))
         lines.append((f"{groups} {word}{error}", _GOOD if check.passed else _BAD))
     failed = [run.file for run in verification.runs if not run.passed]
     if failed:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from condensec import provenance
 from condensec.collapse import Collapse
 from condensec.errors import HealError
 from condensec.passes.prune import Cut, carried, prune, with_weights
-from condensec.passes.select import Choice, Goal, Widths, choose
-from condensec.passes.sensitivity import Sensitivity
+from condensec.passes.select import Choice, choose
+from condensec.passes.widths import Goal, NodeShape, Widths, taken_out
 from condensec.report.model import Cycle
 from condensec.stages import collapse
+from condensec.stages.aims import aimed
 from condensec.stages.finish import Emitted
 from condensec.stages.goals import Budgets
 from condensec.stages.heal import Healed, Healer
 from condensec.stages.job import Job
+from condensec.stages.means import Means
 from condensec.stages.state import Candidate, Checkpoints, Progress
 from condensec.stages.steps import Steps
 
@@ -32,44 +34,14 @@ ROUNDS = 3  # of correcting the latency model by measurements
 WITHIN = 1.02  # of the asked latency: nearer than the measurement repeats
 
 
-@dataclass(frozen=True)
-class Means:
-    """What the loop decides with.
-
-    Attributes:
-        order: units of each group, most important first.
-        sensitivity: loss curves.
-        grid: allowed widths, descending, by group id.
-        budgets: what has to be reached.
-        healer: how a cut model learns again.
-        notes: what the report should say of the choice.
-    """
-
-    order: Mapping[str, npt.NDArray[np.int64]]
-    sensitivity: Sensitivity
-    grid: Mapping[str, list[int]]
-    budgets: Budgets
-    healer: Healer
-    notes: tuple[str, ...] = ()
-
-    def uniform(self) -> dict[str, int]:
-        """``--keep``: every group at its lower level."""
-        return {name: levels[-1] for name, levels in self.grid.items()}
-
-    def units(self, job: Job, counts: Mapping[str, int]) -> dict[str, list[int]]:
-        """The most important units of every group that is cut, ascending."""
-        return {
-            g.id: sorted(int(i) for i in self.order[g.id][: counts[g.id]])
-            for g in job.analysis.groups
-            if counts[g.id] < g.size
-        }
-
-
 def run_cycles(
     job: Job, means: Means, steps: Steps, checkpoints: Checkpoints, progress: Progress
 ) -> Progress:
     """Cycles until the budgets are met, or the guard says stop. A checkpoint after each."""
     while not progress.finished:
+        if not progress.aim:
+            progress = aimed(job, means, steps, progress)
+            checkpoints.save(progress)
         progress = _cycle(job, means, steps, progress)
         checkpoints.save(progress)
     return progress
@@ -82,9 +54,9 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
     if dict(choice.counts) == before:
         return replace(progress, finished=True, reached=choice.reached)
     if progress.strict and dict(choice.counts) == progress.failed:  # the grid is coarser than the step
-        return _rolled_back(job, progress)
+        return _rolled_back(job, progress, choice)
     units = means.units(job, choice.counts)
-    cut, weights = steps.run("prune", _cut, job, units, progress.best)
+    cut, weights = steps.run("prune", _cut, job, units, taken_out(job.analysis, choice.counts), progress.best)
     left = _cycles_left(means, choice, progress)
     healed, pruned = _heal(job, means.healer, steps, cut, weights, progress, cycles_left=left)
     fallen = steps.run("watch", collapse.collapsed, job, with_weights(cut.model, healed.weights), units)
@@ -111,19 +83,28 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
     spent = progress.heal_seconds + healed.gradient_seconds
     progress = replace(progress, cycles=(*progress.cycles, cycle), heal_seconds=spent)
     if not safe and not later:
-        return _rolled_back(job, replace(progress, failed=dict(choice.counts)))
+        return _rolled_back(job, replace(progress, failed=dict(choice.counts)), choice)
     best = Candidate(dict(choice.counts), units, healed.weights, healed.metric)
     return replace(
         progress,
         best=best,
         safe=best if safe else progress.safe,
+        front=(*progress.front, best) if safe and job.config.pareto else progress.front,
         finished=choice.reached,
         reached=choice.reached,
     )
 
 
-def _rolled_back(job: Job, progress: Progress) -> Progress:
-    """Back to the last model that kept the guard, with half the step; the end where that gets too small."""
+def _rolled_back(job: Job, progress: Progress, choice: Choice) -> Progress:
+    """Back to the last model that kept the guard, with half the step; the end where that gets too small.
+
+    A layer that couldn't be spared is left alone from then on, and the rest has to make up for it.
+    """
+    had = taken_out(job.analysis, progress.safe.counts)
+    tried = [x for x in taken_out(job.analysis, choice.counts) if x not in had]
+    if len(tried) == 1 and not job.one_shot:
+        barred = (*progress.barred, *tried)
+        return replace(progress, best=progress.safe, barred=barred, aim={}, failed={})
     step = progress.step / 2
     stop = job.one_shot or step < SMALLEST_STEP * job.config.step
     return replace(progress, best=progress.safe, step=step, strict=True, finished=stop, reached=False)
@@ -131,25 +112,31 @@ def _rolled_back(job: Job, progress: Progress) -> Progress:
 
 def _choose(job: Job, means: Means, progress: Progress) -> Choice:
     if job.config.keep is not None:  # uniform: every group goes to its lower level
-        return Choice(means.uniform(), True, ())
-    left = sum(job.full_counts(progress.best.counts).values())
-    return choose(
-        job.analysis,
-        means.sensitivity,
-        means.budgets.goals(progress.correction),
-        means.grid,
-        start=progress.best.counts,
-        max_units=None if job.one_shot else max(1, math.ceil(progress.step * left)),
-    )
+        return Choice(means.uniform(job.config.keep), True, ())
+    have = job.full_counts(progress.best.counts)
+    left = sum(have[g.id] for g in job.analysis.groups)
+    goals = means.budgets.goals(progress.correction)
+    most = None if job.one_shot else max(1, math.ceil(progress.step * left))
+    grid = {name: [n for n in means.grid[name] if n >= progress.aim.get(name, 0)] for name in have}
+    if any(have[x.id] and not progress.aim.get(x.id, 1) for x in job.layers):
+        # layers go first: they are the greatest change, and what is cut inside of them is cut for nothing
+        only = {g.id: [have[g.id]] for g in job.analysis.groups}
+        choice = choose(job.analysis, means.sensitivity, goals, {**grid, **only}, have, most)
+        if choice.reached or (not job.one_shot and dict(choice.counts) != have):
+            return choice
+    return choose(job.analysis, means.sensitivity, goals, grid, have, most)
 
 
-def _cut(job: Job, units: Mapping[str, list[int]], best: Candidate) -> tuple[Cut, Weights]:
+def _cut(
+    job: Job, units: Mapping[str, list[int]], layers: Sequence[str], best: Candidate
+) -> tuple[Cut, Weights]:
     """The deeper cut, and the weights healed so far, sliced for it."""
     healed = best.weights.keys()  # copies of a shared weight that were healed apart stay apart
-    cut = prune(job.analysis, units, sha256=job.sha256, apart=healed)
+    cut = prune(job.analysis, units, layers=layers, sha256=job.sha256, apart=healed)
     if not best.weights:
         return cut, {}
-    before = prune(job.analysis, best.units, sha256=job.sha256, apart=healed).plan
+    gone = taken_out(job.analysis, best.counts)
+    before = prune(job.analysis, best.units, layers=gone, sha256=job.sha256, apart=healed).plan
     return cut, carried(best.weights, before, cut.plan)
 
 
@@ -211,10 +198,10 @@ def _heal(
 def polished(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress | None:
     """The accepted model trained for the minutes that are left; None where that didn't help, or none are."""
     seconds = means.healer.polish_seconds(progress)
-    if seconds is None or not progress.safe.units:
-        return None
     safe = progress.safe
-    cut = prune(job.analysis, safe.units, sha256=job.sha256)
+    if seconds is None or not (safe.units or taken_out(job.analysis, safe.counts)):
+        return None
+    cut = _whole_cut(job, safe)
     before = Healed(weights=safe.weights, metric=float("nan") if safe.metric is None else safe.metric)
     try:
         trained = steps.run("heal", means.healer.train, cut, safe.weights, seconds)
@@ -243,10 +230,12 @@ def _better(job: Job, steps: Steps, cut: Cut, before: Healed, after: Healed) -> 
 
 def macs_share(job: Job, counts: Mapping[str, int]) -> float:
     """MACs at some widths over those of the original."""
-    widths = Widths(job.analysis, ())
-    for group in job.analysis.groups:
-        widths.assign(group, counts.get(group.id, group.size))
-    return job.analysis.macs(widths.sizes) / max(1, job.analysis.macs())
+    widths = Widths(job.analysis, [Goal("macs", _macs, 0.0)]).at(counts)
+    return float(widths.totals[0]) / max(1, job.analysis.macs())
+
+
+def _macs(node: NodeShape) -> float:
+    return float(node.macs)
 
 
 def corrected(
@@ -268,18 +257,23 @@ def corrected(
             limit.budget.value if limit.budget.relative else limit.budget.value / (comparison.a.seconds * 1e3)
         )
         if comparison.ratio > allowed * WITHIN:
-            widths = Widths(job.analysis, [Goal(limit.key, limit.cost, limit.limit)])
-            for group in job.analysis.groups:
-                widths.set(group, progress.safe.counts.get(group.id, group.size))
+            widths = Widths(job.analysis, [Goal(limit.key, limit.cost, limit.limit)]).at(progress.safe.counts)
             predicted = float(widths.totals[0]) / limit.dense
             correction[limit.key] = comparison.ratio / predicted
             missed = True
     if not missed:
         return None
-    return replace(progress, correction=correction, rounds=progress.rounds + 1, finished=False, reached=False)
+    rounds = progress.rounds + 1
+    return replace(progress, correction=correction, rounds=rounds, aim={}, finished=False, reached=False)
 
 
 def final_cut(job: Job, best: Candidate) -> tuple[Cut, ir.Model]:
     """The accepted model: the cut as planned (unhealed, for the proof), and the healed one."""
-    cut = prune(job.analysis, best.units, sha256=job.sha256)
-    return cut, with_weights(cut.model, best.weights)
+    cut = _whole_cut(job, best)
+    healed = with_weights(cut.model, best.weights)
+    provenance.stamp(healed, original=job.sha256, plan=cut.plan.digest())
+    return cut, healed
+
+
+def _whole_cut(job: Job, best: Candidate) -> Cut:
+    return prune(job.analysis, best.units, layers=taken_out(job.analysis, best.counts), sha256=job.sha256)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from condensec import io, verify
+from condensec import io, provenance, verify
 from condensec.errors import PostconditionError
 from condensec.hardware import bench, emit
 from condensec.hardware.latency import LatencyModel
@@ -23,7 +23,9 @@ from condensec.passes.prune import Cut, prune
 from condensec.report.html import write_html
 from condensec.report.model import GraphRun, Report
 from condensec.runner import Session
+from condensec.stages import int8
 from condensec.stages.goals import Budgets, read_budgets
+from condensec.stages.heal import Healer
 from condensec.stages.job import Job
 
 Feeds = dict[str, npt.NDArray[Any]]
@@ -74,7 +76,7 @@ def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:
         PostconditionError: the cut isn't what the plan says; names the group. Nothing is written then.
     """
     proof = None
-    if cut.plan.kept():
+    if cut.plan.kept() or cut.plan.removed_layers:
         proof = verify.check(
             job.loaded.model, cut.plan, cut.model, feeds_of(job, PROOF_SAMPLES), threads=job.config.jobs
         )
@@ -84,17 +86,19 @@ def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:
 
 
 def _blame(job: Job, cut: Cut, proof: verify.Proof) -> str:
-    """Find the group that is cut wrongly by cutting each alone."""
-    guilty = [name for name, kept in cut.plan.kept().items() if not _alone(job, name, kept)]
-    what = f"group {guilty[0]}" if guilty else f"the groups {', '.join(cut.plan.kept())} together"
+    """Find the group or layer that is cut wrongly by cutting each alone."""
+    layers = [layer.id for layer in cut.plan.removed_layers]
+    guilty = [f"group {name}" for name, kept in cut.plan.kept().items() if not _alone(job, {name: kept})]
+    guilty += [f"layer {name}" for name in layers if not _alone(job, {}, [name])]
+    what = guilty[0] if guilty else f"{', '.join((*cut.plan.kept(), *layers))} together"
     return (
         f"the cut of {what} isn't equivalent to the masked original "
         f"(error {proof.max_abs_error:.3g} on outputs of up to {proof.scale:.3g}); nothing was written"
     )
 
 
-def _alone(job: Job, group: str, kept: tuple[int, ...]) -> bool:
-    single = prune(job.analysis, {group: kept}, sha256=job.sha256)
+def _alone(job: Job, units: Mapping[str, tuple[int, ...]], layers: Sequence[str] = ()) -> bool:
+    single = prune(job.analysis, units, layers=layers, sha256=job.sha256)
     return verify.check(job.loaded.model, single.plan, single.model, feeds_of(job, PROOF_SAMPLES)).passed
 
 
@@ -116,11 +120,16 @@ def _runs(job: Job, healed: ir.Model) -> tuple[GraphRun, ...]:
 
 
 def emit_target(
-    job: Job, target: Target, healed: ir.Model, folder: Path, models: Mapping[str, LatencyModel]
+    job: Job,
+    target: Target,
+    healed: ir.Model,
+    folder: Path,
+    models: Mapping[str, LatencyModel],
+    healer: Healer | None = None,
 ) -> Emitted:
     """Write one target's graph and measure it; the original instead where the cut one would be slower."""
     out = folder / target.name
-    artifact = _emit(job, target, healed, out)
+    artifact = _emit(job, target, healed, out, healer)
     emitted = _measured(job, target, artifact, models)
     if emitted.comparison is not None and emitted.comparison.verdict == "slower":
         again = _measured(job, target, _emit(job, target, job.analysis.runnable, out), models)
@@ -130,23 +139,28 @@ def emit_target(
     return emitted
 
 
-def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact:
+def _emit(
+    job: Job, target: Target, model: ir.Model, out: Path, healer: Healer | None = None
+) -> emit.Artifact:
     """Write one target's graph; a lower precision is only kept where the guard holds with it, too."""
     validation = job.data.splits.validation
 
-    def accept(path: Path) -> bool:
-        return job.keeps_guard(job.evaluate(path, validation, job.reference))
+    def write(accept: Callable[[Path], bool]) -> emit.Artifact:
+        return emit.emit(
+            model,
+            target,
+            out,
+            precision=job.config.quantize,
+            samples=job.data.splits.calibration,
+            threads=job.config.jobs,
+            accept=accept if job.config.quantize != "none" else None,
+            calibrate=job.config.calibrate,
+            origin=provenance.entries(job.sha256),
+        )
 
-    return emit.emit(
-        model,
-        target,
-        out,
-        precision=job.config.quantize,
-        samples=job.data.splits.calibration,
-        threads=job.config.jobs,
-        accept=accept if job.config.quantize != "none" else None,
-        calibrate=job.config.calibrate,
-    )
+    if healer is not None and healer.trains_quantized:
+        return int8.emitted(job, healer, write)
+    return write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
 
 
 def _measured(
@@ -163,7 +177,7 @@ def _timed(
 ) -> tuple[bench.Comparison | None, tuple[float, float] | None]:
     """A graph beside the original: measured where the target is this machine, else predicted in seconds."""
     feeds = feeds_of(job, 1)
-    if target.how_verified() == "measured":
+    if target.measurable():
         return bench.compare(job.loaded.path, path, feeds), None
     model = models[target.name]
     shapes = {name: array.shape for name, array in feeds.items()}
@@ -193,11 +207,12 @@ def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets
 def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
     """The budgets as limits; measures the original where one is in milliseconds."""
     dense: dict[str, float] = {}
-    if any(b.kind == "latency" and not b.relative for b in job.config.budgets):
+    aims = (*job.config.budgets, *((job.config.towards,) if job.config.towards else ()))
+    if any(b.kind == "latency" and not b.relative for b in aims):
         feeds = feeds_of(job, 1)
         shapes = {name: array.shape for name, array in feeds.items()}
         for target in job.targets:
-            measured = target.how_verified() == "measured"
+            measured = target.measurable()
             seconds = (
                 bench.measure(job.loaded.path, feeds).seconds
                 if measured
@@ -208,20 +223,19 @@ def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
 
 
 def emit_all(
-    job: Job, healed: ir.Model, models: Mapping[str, LatencyModel], staging: Path
+    job: Job,
+    healed: ir.Model,
+    models: Mapping[str, LatencyModel],
+    staging: Path,
+    healer: Healer | None = None,
 ) -> dict[str, Emitted]:
     """Every target's graph, in a staging folder."""
     shutil.rmtree(staging, ignore_errors=True)
-    return {t.name: emit_target(job, t, healed, staging, models) for t in job.targets}
+    return {t.name: emit_target(job, t, healed, staging, models, healer) for t in job.targets}
 
 
 def write_model(job: Job, cut: Cut, healed: ir.Model, staging: Path) -> Path:
-    """The healed fp32 graph, which names its provenance, in the staging folder."""
-    from condensec import __version__
-
-    healed.metadata_props["condensec.version"] = __version__
-    healed.metadata_props["condensec.original_sha256"] = job.sha256
-    healed.metadata_props["condensec.plan_sha256"] = cut.plan.digest()
+    """The healed fp32 graph in the staging folder."""
     path = staging / "model.onnx"
     staging.mkdir(parents=True, exist_ok=True)
     io.save(healed, path)
@@ -236,6 +250,7 @@ def publish(job: Job, cut: Cut, report: Report, staging: Path) -> None:
     (staging / "condensec.toml").write_text(job.config.to_toml(), encoding="utf-8")
     write_html(report, staging / "report.html")
     (staging / "report.json").write_text(report.dumps(), encoding="utf-8")
+    shutil.rmtree(folder / "pareto", ignore_errors=True)  # of an earlier run
     for source in sorted(staging.rglob("*"), key=lambda p: (p.name == "report.json", str(p))):
         if source.is_file():
             target = folder / source.relative_to(staging)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from condensec.hardware.latency import LatencyModel, NodeCost, latency_model
 from condensec.hardware.target import Target
 from condensec.passes.groups import Analysis, Group
-from condensec.passes.select import Choice, CostFunction, Goal, NodeShape, Widths, carried
-from condensec.specs import Budget
+from condensec.passes.select import Choice, carried
+from condensec.passes.widths import CostFunction, Goal, NodeShape, Widths
+from condensec.specs import KIND_PATTERNS, Budget
 from condensec.stages.job import Job
 
 DEFAULT_SHARE = 0.5  # without a budget: towards half the latency, as far as the guard allows
@@ -74,7 +75,7 @@ def read_budgets(
         dense_ms: the original's latency in ms by target name, for budgets in ms.
         file_bytes: size of the original file.
     """
-    default = Budget("latency", DEFAULT_SHARE, True, f"latency<={DEFAULT_SHARE:g}x")
+    default = job.config.towards or Budget("latency", DEFAULT_SHARE, True, f"latency<={DEFAULT_SHARE:g}x")
     limits: list[Limit] = []
     for budget in job.config.budgets or (() if job.config.keep is not None else (default,)):
         if budget.kind == "latency":
@@ -145,7 +146,10 @@ def count_parameters(analysis: Analysis) -> int:
 
 
 def widths_grid(job: Job) -> dict[str, list[int]]:
-    """Allowed unit counts of every group, descending, that keep its axes aligned on every target."""
+    """Allowed unit counts of every group, descending, that keep its axes aligned on every target.
+
+    Layers that may be taken out have the counts 1 and 0.
+    """
     grid: dict[str, list[int]] = {}
     for group in job.analysis.groups:
         many = carried(job.analysis, group)
@@ -158,15 +162,12 @@ def widths_grid(job: Job) -> dict[str, list[int]]:
             allowed &= _levels(group, many, kind, target, job.config.align)
         found = sorted(allowed | {group.size}, reverse=True)
         grid[group.id] = found if job.config.keep is None else _uniform(group, found, job.config.keep)
-    return grid
-
-
-_PATTERNS = {"channel": "channels", "head": "heads", "kv_head": "heads", "head_dim": "heads"}
+    return {**grid, **{layer.id: [1, 0] for layer in job.layers}}
 
 
 def _wanted(group: Group, patterns: Sequence[str]) -> bool:
     """Whether ``--patterns`` lets this kind of unit go; neurons are all that have no name of their own."""
-    return _PATTERNS.get(group.kind, "neurons") in patterns
+    return bool(set(KIND_PATTERNS.get(group.kind, ("neurons",))) & set(patterns))
 
 
 def _levels(group: Group, many: int, kind: str, target: Target, align: int | None) -> set[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +16,16 @@ from condensec.config import Config
 from condensec.data import Samples, Signature, Splits, split, synthetic
 from condensec.data import load as load_data
 from condensec.errors import ConfigError, DataError, TargetUnavailable
+from condensec.hardware import devicetable
 from condensec.hardware.target import Target, get
 from condensec.metrics import Metric, resolve
 from condensec.passes.evidence import Evidence
 from condensec.passes.groups import Analysis, analyze
+from condensec.passes.layers import Layer
 from condensec.passes.sensitivity import affordable
 from condensec.probe import runnable_shapes
 from condensec.runner import Session
+from condensec.specs import LAYERS
 
 T = TypeVar("T")
 Outputs = Mapping[str, npt.NDArray[Any]]
@@ -109,8 +112,14 @@ class Job:
         return self.config.step >= 1 or self.config.keep is not None
 
     def full_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Kept units of every group, whole ones included."""
-        return {g.id: counts.get(g.id, g.size) for g in self.analysis.groups}
+        """Kept units of every group, whole ones included; 1 or 0 of every layer, where layers may go."""
+        groups = {g.id: counts.get(g.id, g.size) for g in self.analysis.groups}
+        return {**groups, **{layer.id: counts.get(layer.id, 1) for layer in self.layers}}
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers that may be taken out."""
+        return self.analysis.layers if LAYERS in self.config.patterns else ()
 
     def judge(self, model: ir.Model) -> float:
         """The metric of a model on validation samples; NaN where its outputs can't be judged."""
@@ -186,12 +195,28 @@ def find_targets(config: Config) -> tuple[Target, ...]:
         ConfigError: one isn't known.
         TargetUnavailable: one can't be served here.
     """
-    targets = tuple(get(name) for name in config.targets)
+    return targets_of(config.targets, config.tables)
+
+
+def targets_of(names: Sequence[str], tables: Sequence[str]) -> tuple[Target, ...]:
+    """Targets by name, with the latency tables that were made on their devices.
+
+    Raises:
+        ConfigError: one isn't known; a table can't be read, or is for another target.
+        TargetUnavailable: one can't be served here.
+    """
+    targets = tuple(get(name) for name in names)
     for target in targets:
         reason = target.available()
         if reason is not None:
             raise TargetUnavailable(f"target '{target.name}' can't be served on this machine: {reason}")
-    return targets
+    found = {devicetable.read(Path(table)).target: table for table in tables}
+    known = [target.name for target in targets]
+    for name, table in found.items():
+        if name not in known:
+            hint = f"--target {name}, or another table"
+            raise ConfigError(f"{table} is for target '{name}', not for {', '.join(known)}", hint=hint)
+    return tuple(devicetable.attach(t, Path(found[t.name])) if t.name in found else t for t in targets)
 
 
 def find_groups(config: Config, loaded: Loaded, data: Data) -> Analysis:

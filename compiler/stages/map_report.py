@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from condensec.passes.prune import prune
 from condensec.report.model import Report, group_summaries
-from condensec.stages.cycles import Means
 from condensec.stages.job import Job
+from condensec.stages.means import Means
 from condensec.stages.steps import Steps
 from condensec.stages.summary import figures, started
 

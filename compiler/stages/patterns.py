@@ -25,14 +25,18 @@ from condensec.passes.prune import Cut, with_weights
 from condensec.passes.second_moments import Moments
 from condensec.report.model import PatternResult, Report
 from condensec.sparsity import Sparsity, asked
-from condensec.stages.cycles import Means, final_cut
+from condensec.stages.cycles import final_cut
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, evidence
+from condensec.stages.means import Means
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps
 
 Weights = Mapping[str, npt.NDArray[Any]]
 GUARD = "taken out: the guard"
+MANY = 0.6  # zeros: more are set in rounds, where there is time to train
+ROUNDS = 4
+GRADUAL = 0.5  # of the training for zeros that the rounds before the last may take
 TRIES = 6  # of a smaller share, or fewer layers, at most
 NO_SPEED = "no speed gain in onnxruntime: its kernels multiply by zeros like by other numbers"
 INDEX_BYTES = 8  # of one place of a sparse ONNX tensor (int64)
@@ -112,7 +116,7 @@ class _Stage:
     def attempt(self, zeros: Mapping[str, Zeros]) -> _Try:
         """Judge some zeros; where the guard is broken, heal under the mask with half of the time left."""
         weights = {**self.base, **{name: z.weight for name, z in zeros.items()}}
-        metric = self._judged(weights)
+        metric = self.judged(weights)
         found = _Try(zeros, weights, metric)
         return found if self.job.keeps_guard(metric) else self.heal(found, 0.5)
 
@@ -130,12 +134,13 @@ class _Stage:
         self.progress = replace(self.progress, heal_seconds=spent)
         weights = {**found.weights, **healed.weights}
         _keep_zeros(found.zeros, weights)
-        metric = self._judged(weights)
+        metric = self.judged(weights)
         if self.job.better(found.metric, metric):
             return found
         return replace(found, weights=weights, metric=metric, how=healed.how)
 
-    def _judged(self, weights: Weights) -> float:
+    def judged(self, weights: Weights) -> float:
+        """The metric with these weights."""
         return self.steps.run("judge", self.job.judge, with_weights(self.cut.model, weights))
 
 
@@ -201,8 +206,8 @@ def _layers(job: Job, model: ir.Model, wanted: Sparsity) -> tuple[list[Layer], d
     for place in found:
         if frozen and (frozen.search(place.weight) or frozen.search(place.node.name or "")):
             skipped[place.weight] = "frozen by the user"
-        elif wanted.m and place.size % wanted.m:
-            skipped[place.weight] = f"its {place.size} input channels are no multiple of {wanted.m}"
+        elif place.size % wanted.unit:
+            skipped[place.weight] = f"its {place.size} input channels are no multiple of {wanted.unit}"
         else:
             kept.append(place)
     moments = None
@@ -218,9 +223,12 @@ Found = tuple[_Try | None, bool, tuple[str, ...]]
 
 def _by_share(stage: _Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> Found:
     """The largest share of zeros within the guard, by bisection."""
-    found = stage.attempt(zeros(layers, wanted))
+    gradual = _gradually(stage, layers, wanted, zeros)
+    found = gradual or stage.attempt(zeros(layers, wanted))
+    if gradual is not None and not stage.job.keeps_guard(found.metric):
+        found = stage.heal(found, 0.6)
     if stage.job.keeps_guard(found.metric):
-        return found, True, ()
+        return found, True, () if gradual is None else (f"in {ROUNDS} rounds, trained between them",)
     low, high, best = 0.0, wanted.share, None
     for _ in range(TRIES):
         share = round((low + high) / 2, 4)
@@ -230,6 +238,32 @@ def _by_share(stage: _Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: M
         else:
             high = share
     return best, False, (f"the guard allowed {low:.3g} of {wanted.share:.3g} zeros",)
+
+
+def _gradually(stage: _Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> _Try | None:
+    """More and more zeros, with training under those there are in between; not trained after the last.
+
+    The cubic schedule of Zhu & Gupta 2017 (arXiv:1710.01878): quick while there is much to take, slow at the
+    end. What is zero stays zero, as it is the cheapest to take in the next round.
+
+    Returns:
+        None where all may go at once (few zeros), or where there is no time to train.
+    """
+    seconds = stage.healer.seconds_left(stage.progress, GRADUAL / ROUNDS)
+    if wanted.share < MANY or seconds is None or not math.isfinite(seconds):
+        return None
+    weights = dict(stage.base)
+    found: _Try | None = None
+    for number in range(1, ROUNDS + 1):
+        share = wanted.share * (1 - (1 - number / ROUNDS) ** 3)
+        now = [replace(layer, weight=weights.get(layer.place.weight, layer.weight)) for layer in layers]
+        made = zeros(now, replace(wanted, share=round(share, 4)))
+        new = {**weights, **{name: z.weight for name, z in made.items()}}
+        found = _Try(made, new, stage.judged(new))
+        if number < ROUNDS:
+            found = stage.heal(found, GRADUAL / (ROUNDS - number) / 2)
+        weights = dict(found.weights)
+    return found
 
 
 def _by_layer(stage: _Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> Found:
@@ -284,6 +318,8 @@ def count(outcome: Outcome, model: ir.Model) -> PatternResult:
         array = tensor.numpy()
         stay = int(np.count_nonzero(array))
         wrong = patterns.violations(place, array, wanted.n, wanted.m) if wanted.m else 0
+        if wanted.width:  # a weight of the original's that was zero tears a block, too: told, not refused
+            sizes["violations"] += patterns.torn(place, array, wanted.width)
         if wrong:
             raise PostconditionError(f"{wrong} groups of '{place.weight}' break {wanted}", node=place.weight)
         raw = np.ascontiguousarray(array).tobytes()

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from condensec.stages.job import Job
 from condensec.stages.steps import Steps
 
 Order = Mapping[str, npt.NDArray[np.int64]]
-SCHEMA = 1
+SCHEMA = 2
 FOLDER_VARIABLE = "CONDENSEC_CACHE_DIR"
 MOST_FILES = 256  # of the cache; the oldest go
 QUICK_SECONDS = 20.0  # about what the map may take on the way to a cut
@@ -40,7 +40,13 @@ def cache_folder() -> Path:
 
 
 def sensitivity(
-    job: Job, order: Order, steps: Steps, *, seconds: float = QUICK_SECONDS, layers: bool = False
+    job: Job,
+    order: Order,
+    steps: Steps,
+    *,
+    seconds: float = QUICK_SECONDS,
+    layers: bool = False,
+    groups: bool = True,
 ) -> Sensitivity:
     """Curves of all groups on calibration samples.
 
@@ -53,10 +59,11 @@ def sensitivity(
         steps: told how far it is.
         seconds: about how long it may take.
         layers: measure the removal of whole layers, too.
+        groups: measure the groups.
     """
     samples = job.data.splits.calibration.first(MOST)
     metric = _metric(job, samples)
-    path = cache_folder() / f"{_key(job, order, samples, seconds, layers)}.json"
+    path = cache_folder() / f"{_key(job, order, samples, [seconds, layers, groups])}.json"
     found = _read(path) if _can_be_kept(job) else None
     if found is None:
         found = measure(
@@ -66,6 +73,7 @@ def sensitivity(
             threads=job.config.jobs,
             seconds=seconds,
             layers=layers,
+            groups=groups,
             metric=metric,
             progress=lambda subject, share: steps.progress("sensitivity", share, subject),
         )
@@ -87,7 +95,7 @@ def _can_be_kept(job: Job) -> bool:
     return job.data.metric.whole is None
 
 
-def _key(job: Job, order: Order, samples: Samples, seconds: float, layers: bool) -> str:
+def _key(job: Job, order: Order, samples: Samples, asked: Sequence[float]) -> str:
     from condensec import __version__
 
     settings = [
@@ -100,8 +108,7 @@ def _key(job: Job, order: Order, samples: Samples, seconds: float, layers: bool)
         job.config.jobs,  # rounding differs with the number of threads
         job.data.metric.name,
         list(RATIOS),
-        seconds,
-        layers,
+        list(asked),
         sorted((name, list(sizes)) for name, sizes in job.analysis.world.inputs.items()),
     ]
     digest = hashlib.sha256(json.dumps(settings).encode())
@@ -181,7 +188,7 @@ def from_document(doc: Mapping[str, Any]) -> Sensitivity:
         for name, c in doc["curves"].items()
     }
     layers = {
-        name: LayerLoss(_number(x["loss"]), _number(x["deviation"]), x["metric"])
+        name: LayerLoss(_number(x["loss"]), _number(x["deviation"]), x["metric"], _number(x["similarity"]))
         for name, x in doc["layers"].items()
     }
     return Sensitivity(curves, int(doc["samples"]), float(doc["seconds"]), layers, float(doc["reused"]))
@@ -224,10 +231,12 @@ def map_fields(job: Job, found: Sensitivity) -> dict[str, Any]:
 def layer_details(job: Job, found: Sensitivity) -> dict[str, LossDetail]:
     """For the report: layer, by its id and the node that adds it to the stream -> what its removal costs."""
     names = {layer.id: f"{layer.id} {layer.nodes[-1]}" for layer in job.analysis.layers}
-    return {names[name]: _detail(x.loss, x.deviation, x.metric) for name, x in found.layers.items()}
+    return {
+        names[name]: _detail(x.loss, x.deviation, x.metric, x.similarity) for name, x in found.layers.items()
+    }
 
 
-def _detail(loss: float, deviation: float, metric: float | None) -> LossDetail:
+def _detail(loss: float, deviation: float, metric: float | None, similarity: float = math.nan) -> LossDetail:
     known = math.isfinite(deviation)
     interval = (max(0.0, loss - _Z95 * deviation), loss + _Z95 * deviation) if known else None
-    return LossDetail(loss, interval, metric)
+    return LossDetail(loss, interval, metric, similarity if math.isfinite(similarity) else None)

@@ -16,8 +16,11 @@ import numpy.typing as npt
 from condensec.errors import ConfigError
 from condensec.report.model import Cycle
 
-VERSION = 1
-_PLAIN = ("step", "strict", "failed", "gains", "correction", "heal_seconds", "rounds", "finished", "reached")
+VERSION = 2
+_PLAIN = (
+    *("step", "strict", "failed", "gains", "correction", "heal_seconds", "rounds", "finished", "reached"),
+    *("aim", "factors", "barred", "note"),
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Candidate:
     """One accepted model.
 
     Attributes:
-        counts: kept units by group id.
+        counts: kept units by group id; of a layer that may go 1, or 0 where it is taken out.
         units: kept unit indices by group id.
         weights: healed weights in the shapes of the cut, by name.
         metric: on validation samples.
@@ -44,9 +47,15 @@ class Progress:
     Attributes:
         best: the model to cut on from. It may have lost more than the guard allows, if healing is to come.
         safe: the smallest model so far that keeps the guard.
+        front: all models so far that kept the guard, where several were asked for.
         cycles: what was tried so far.
         step: current share of units a cycle.
         strict: every cycle has to keep the guard (one that was to be healed later couldn't be).
+        aim: where the cycles are going; empty: not chosen yet.
+        factors: how much more or less the loss of a group or layer counts than was measured of it alone;
+            None: not searched for yet.
+        barred: layers that couldn't be spared.
+        note: how the aim was chosen, for the report.
         failed: widths of the last cut that was rolled back; not tried again.
         gains: share of the latency that emission alone leaves, uncut, by limit.
         correction: measured over modelled latency, by limit.
@@ -58,9 +67,14 @@ class Progress:
 
     best: Candidate = field(default_factory=Candidate)
     safe: Candidate = field(default_factory=Candidate)
+    front: tuple[Candidate, ...] = ()
     cycles: tuple[Cycle, ...] = ()
     step: float = 0.1
     strict: bool = False
+    aim: Mapping[str, int] = field(default_factory=dict)
+    factors: Mapping[str, float] | None = None
+    barred: Sequence[str] = ()
+    note: str = ""
     failed: Mapping[str, int] = field(default_factory=dict)
     gains: Mapping[str, float] = field(default_factory=dict)
     correction: Mapping[str, float] = field(default_factory=dict)
@@ -101,6 +115,7 @@ class Checkpoints:
             return Progress(
                 best=self._read(doc["best"]),
                 safe=self._read(doc["safe"]),
+                front=tuple(self._read(one) for one in doc["front"]),
                 cycles=tuple(Cycle(**c) for c in doc["cycles"]),
                 **{name: doc[name] for name in _PLAIN},
             )
@@ -118,6 +133,10 @@ class Checkpoints:
             "key": self.key,
             "best": self._write(progress.best, f"best-{number}.npz"),
             "safe": self._write(progress.safe, f"safe-{number}.npz"),
+            "front": [
+                self._write(one, f"front{i}.npz", again=i + 1 == len(progress.front))
+                for i, one in enumerate(progress.front)
+            ],
             "cycles": [vars(c) for c in progress.cycles],
             **{name: getattr(progress, name) for name in _PLAIN},
         }
@@ -125,16 +144,17 @@ class Checkpoints:
         draft.write_text(json.dumps(doc), encoding="utf-8")
         os.replace(draft, self.folder / "progress.json")
         for old in self.folder.glob("*.npz"):
-            if not old.name.endswith(f"-{number}.npz"):
+            if "-" in old.name and not old.name.endswith(f"-{number}.npz"):
                 old.unlink()
 
-    def _write(self, candidate: Candidate, archive: str) -> dict[str, Any]:
+    def _write(self, candidate: Candidate, archive: str, *, again: bool = True) -> dict[str, Any]:
         names = sorted(candidate.weights)
         arrays: dict[str, Any] = {f"w{i}": candidate.weights[name] for i, name in enumerate(names)}
         draft = self.folder / f".{archive}"
-        with open(draft, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(draft, self.folder / archive)
+        if again or not (self.folder / archive).exists():
+            with open(draft, "wb") as file:
+                np.savez(file, **arrays)
+            os.replace(draft, self.folder / archive)
         return {
             "archive": archive,
             "names": names,

@@ -17,7 +17,7 @@ from condensec.metrics import interval
 from condensec.passes.bodies import enters
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import Cut, prune
-from condensec.passes.select import Widths, choose
+from condensec.passes.widths import taken_out
 from condensec.report.model import (
     Budget,
     Check,
@@ -27,7 +27,6 @@ from condensec.report.model import (
     Guard,
     Healing,
     Latency,
-    LayerCut,
     MetricValue,
     ModelInfo,
     Report,
@@ -35,14 +34,15 @@ from condensec.report.model import (
     Untrained,
     Verification,
     group_summaries,
-    runs,
 )
 from condensec.runner import Session, runtime_version
-from condensec.stages.cycles import Means
+from condensec.stages import aims
+from condensec.stages.diagram import diagram, layer_cuts
 from condensec.stages.finish import Emitted, Proven
 from condensec.stages.goals import Budgets, count_parameters
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, find_groups, load_at
+from condensec.stages.means import Means
 from condensec.stages.sensitivity import map_fields
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps, peak_rss_mb
@@ -80,6 +80,11 @@ def metric_on_test(job: Job, model: ir.Model | Path) -> MetricValue:
         reference if model == job.loaded.path else Session(model, threads=job.config.jobs).run_samples(test)
     )
     scores = metric.per_sample(outputs, test, reference)
+    before = metric.per_sample(reference, test, reference)
+    changed = None
+    if model != job.loaded.path and scores is not None and before is not None:
+        difference = np.asarray(scores, np.float64) - np.asarray(before, np.float64)
+        changed = interval(difference, seed=job.config.seed)
     value = metric.value(outputs, test, reference)
     return MetricValue(
         name=metric.name,
@@ -90,6 +95,7 @@ def metric_on_test(job: Job, model: ir.Model | Path) -> MetricValue:
         higher_is_better=metric.higher_is_better,
         unit_points=metric.unit_points,
         label=metric.label,
+        change_ci95=changed,
     )
 
 
@@ -104,36 +110,6 @@ def figures(job: Job, analysis: Analysis, path: Path) -> Figures:
     )
 
 
-def layer_cuts(job: Job, cut: Cut, counts: Mapping[str, int]) -> tuple[LayerCut, ...]:
-    """What was cut in each weighted node."""
-    analysis = job.analysis
-    dense, thin = Widths(analysis, ()), Widths(analysis, ())
-    for group in analysis.groups:
-        thin.assign(group, counts.get(group.id, group.size))
-    kept = analysis.kept(cut.plan.kept())
-    owner = {a.id: g.id for g in analysis.groups for a in g.atoms}
-    found = []
-    for cost in analysis.context.costs:
-        if cost.outputs is None:
-            continue
-        before, after = dense.shape(cost), thin.shape(cost)
-        atoms = analysis.axes.atoms(cost.outputs)
-        found.append(
-            LayerCut(
-                name=before.name,
-                op=before.op,
-                before=before.out_channels,
-                after=after.out_channels,
-                macs_before=before.macs,
-                macs_after=after.macs,
-                group=next((owner[a.id] for a in atoms if a.id in owner), ""),
-                kept=runs(int(i) for i in kept.indices(cost.outputs)),
-                reason=next((a.frozen for a in atoms if a.frozen), ""),
-            )
-        )
-    return tuple(found)
-
-
 def verification(proven: Proven, cut: Cut, targets: Mapping[str, TargetResult]) -> Verification:
     """The proof in the report's words. Every emitted graph was run and judged on the test samples."""
     proof = proven.proof
@@ -142,7 +118,8 @@ def verification(proven: Proven, cut: Cut, targets: Mapping[str, TargetResult]) 
     if proof is None:
         return Verification(runs=runs, note="nothing was cut")
     allowed = proof.tolerance * proof.scale
-    exact = Check(proof.exact_groups, proof.max_abs_error, allowed, proof.passed)
+    layers = len(cut.plan.removed_layers)
+    exact = Check(proof.exact_groups, proof.max_abs_error, allowed, proof.passed, layers=layers)
     approximate = Check(
         proof.approximate_groups,
         proof.max_abs_error,
@@ -168,6 +145,9 @@ def target_results(
             assert one.predicted is not None
             before, after = one.predicted
             ratio, ci95, how = after / before if before else None, None, target.verified
+        notes = (*one.artifact.notes, one.fallback, _gain_note(gains, target.name, how))
+        if target.table and one.comparison is None:
+            notes += target.notes[-1:]
         found[target.name] = TargetResult(
             verified=one.artifact.verified,
             latency_ms=Latency(before * 1e3, after * 1e3),
@@ -180,9 +160,7 @@ def target_results(
             latency_how=how,
             runtime=target.runtime,
             description=target.summary,
-            notes=tuple(
-                n for n in (*one.artifact.notes, one.fallback, _gain_note(gains, target.name, how)) if n
-            ),
+            notes=tuple(filter(None, notes)),
         )
     return found
 
@@ -288,6 +266,7 @@ def conclude(
     after = figures(job, find_groups(job.config, load_at(model), job.data), model)
     targets = target_results(job, emitted, progress.gains, staging)
     budgets = budget_results(means.budgets, targets, before, after)
+    layers = layer_cuts(job, cut, progress.safe.counts)
     met = all(b.met for b in budgets) or not means.budgets.asked
     report = started(job, means, steps)
     return replace(
@@ -302,31 +281,37 @@ def conclude(
         guard=guard_result(job, progress.safe.metric),
         healing=healing_result(means.healer, progress, steps),
         groups=group_summaries(cut.plan),
-        layers=layer_cuts(job, cut, progress.safe.counts),
+        layers=layers,
+        graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
+        notes=(*report.notes, *filter(None, (progress.note,))),
     )
 
 
 def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     """What would be cut, without healing or writing anything: figures are planned, not measured."""
-    choice = choose(job.analysis, means.sensitivity, means.budgets.goals(progress.correction), means.grid)
-    counts = means.uniform() if job.config.keep is not None else dict(choice.counts)
-    units = means.units(job, counts)
-    cut = prune(job.analysis, units, sha256=job.sha256)
+    aimed = progress if job.config.keep is not None else aims.aimed(job, means, steps, progress)
+    counts = means.uniform(job.config.keep) if job.config.keep is not None else dict(aimed.aim)
+    out = taken_out(job.analysis, counts)
+    cut = prune(job.analysis, means.units(job, counts), layers=out, sha256=job.sha256)
     before = figures(job, job.analysis, job.loaded.path)
     thin = analyze(cut.model, {n: (1, *s[1:]) for n, s in job.analysis.world.inputs.items()})
     gone = before.params - count_parameters(thin)
     how = dict.fromkeys(("params", "macs", "bytes"), "modelled")
     size = before.bytes - 4 * gone
     after = Figures(before.params - gone, thin.macs(), size, None, before.nodes, how)
+    layers = layer_cuts(job, cut, counts)
+    report = started(job, means, steps)
     return replace(
-        started(job, means, steps),
+        report,
         status="dry_run",
         before=before,
         after=after,
         groups=group_summaries(cut.plan),
-        layers=layer_cuts(job, cut, counts),
+        layers=layers,
+        graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
+        notes=(*report.notes, *filter(None, (aimed.note,))),
     )
 
 

@@ -11,8 +11,9 @@ from condensec.errors import CondensecError
 from condensec.passes import criteria
 from condensec.passes.criteria import FloatArray, GroupView, criterion
 from condensec.passes.evidence import Evidence
+from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Group
-from condensec.passes.sensitivity import affordable, output_error, run
+from condensec.passes.sensitivity import affordable, run
 from condensec.passes.supergraph import build
 from condensec.runner import Session
 

@@ -1,0 +1,51 @@
+"""Names and constants for rules that rewrite a gradient graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+Shapes = Mapping[str, tuple[int, ...]]  # value -> its shape; only of what is known
+PREFIX = "heal.faster"
+
+
+class Writer:
+    """Gives out fresh names and collects constants, each value once.
+
+    Attributes:
+        constants: name -> tensor.
+    """
+
+    def __init__(self) -> None:
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._count = 0
+
+    def fresh(self, hint: str) -> str:
+        """A name nobody uses yet."""
+        self._count += 1
+        return f"{PREFIX}.{self._count}.{hint}"
+
+    def const(self, value: Any, dtype: Any = np.float32) -> str:
+        """Name of a constant."""
+        array = np.array(value, dtype, order="C")
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._names:
+            self._names[key] = name = self.fresh("const")
+            self.constants[name] = numpy_helper.from_array(array, name)
+        return self._names[key]
+
+    def ints(self, *values: int) -> str:
+        """Name of a one-dimensional constant of int64."""
+        return self.const(values, np.int64)
+
+
+def chain(nodes: list[onnx.NodeProto], writer: Writer, op: str, *inputs: str, **attributes: Any) -> str:
+    """Append a node of one output and give the output's name; `out` names it, `domain` is its domain."""
+    out: str = attributes.pop("out", None) or writer.fresh(op)
+    nodes.append(helper.make_node(op, list(inputs), [out], **attributes))
+    return out
