@@ -367,3 +367,30 @@ def test_many_zeros_come_in_rounds(model: Path, data: Path, tmp_path: Path) -> N
     (found,) = report.patterns
     assert found.share_reached == pytest.approx(0.8, abs=1e-3)
     assert found.notes[0].startswith("in 4 rounds")
+
+
+def test_zeros_are_stored_sparse_where_the_runtime_reads_it(model: Path, data: Path, tmp_path: Path) -> None:
+    options = {**FAST, "data": data, "patterns": "unstructured=0.9:magnitude"}
+    sizes, outputs = {}, {}
+    for sparse in (False, True):
+        folder = tmp_path / str(sparse)
+        report = api.compress(model, output=folder, sparse=sparse, **options)
+        path = folder / "mobile-cpu" / "model.onnx"
+        sizes[sparse] = path.stat().st_size
+        assert report.targets["mobile-cpu"].bytes == sizes[sparse]
+        feeds = {"input": np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)}
+        outputs[sparse] = next(iter(Session(path).run(feeds).values()))
+        kept = onnx.load(path).graph
+        assert bool(kept.sparse_initializer) == sparse
+    assert sizes[True] < 0.7 * sizes[False]
+    assert np.array_equal(outputs[True], outputs[False])
+
+
+def test_weights_stay_dense_where_sparse_is_larger_or_not_read(tmp_path: Path) -> None:
+    from condensec.hardware.sparse import store
+
+    path = save(mlp(), tmp_path)
+    before = path.read_bytes()
+    assert "none has so many zeros" in store(path, "onnxruntime")
+    assert "tensorrt doesn't read" in store(path, "tensorrt")
+    assert path.read_bytes() == before
