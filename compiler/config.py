@@ -74,6 +74,7 @@ class Config:
         loss: what healing compares, such as ``output=1,features=0.5``; None = the outputs and the
             outputs of blocks.
         patterns: what may be cut, and the zeros that are set after it (`condensec.sparsity`).
+        sparse: store weights with many zeros as sparse tensors, for targets that read them.
         quantize: ``none``, ``int8``, ``fp16`` or ``auto``.
         calibrate: how ranges of int8 activations are found: ``minmax``, ``entropy``, ``percentile`` or
             ``auto`` (the truest by measurement).
@@ -105,6 +106,7 @@ class Config:
     augment: Any = None
     loss: str | None = None
     patterns: tuple[str, ...] = DEFAULT_PATTERNS
+    sparse: bool = False
     quantize: str = "none"
     calibrate: str = "auto"
     criterion: str = "obs"
@@ -151,6 +153,7 @@ class Config:
             "augment": self.augment,
             "loss": self.loss,
             "patterns": ",".join(self.patterns),
+            "sparse": self.sparse or None,
             "quantize": self.quantize,
             "calibrate": self.calibrate,
             "criterion": self.criterion,
@@ -431,6 +434,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "augment": lambda value: ",".join(parse_augment(value)) if isinstance(value, str) else _function(value),
     "loss": lambda value: ",".join(f"{k}={w:g}" for k, w in parse_losses(str(value)).items()),
     "patterns": lambda value: parse_patterns(",".join(_texts("--patterns", value))),
+    "sparse": bool,
     "quantize": _choice("--quantize", QUANTIZATIONS),
     "calibrate": _choice("--calibrate", CALIBRATIONS),
     "criterion": str,

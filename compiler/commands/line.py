@@ -57,6 +57,7 @@ def compress(
     augment: o.Augment = None,
     loss: o.Loss = None,
     patterns: o.Patterns = None,
+    sparse: o.Sparse = False,
     quantize: o.Quantize = None,
     calibrate: o.Calibrate = None,
     criterion: o.Criterion = None,

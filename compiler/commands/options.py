@@ -153,10 +153,14 @@ Patterns = Annotated[
     _text(
         "--patterns",
         "LIST",
-        "What may be cut: channels, heads, neurons (the default), layers; unstructured=0.9 or 2:4 set weights"
-        " to zero afterwards.",
+        "What may be cut: channels, heads, neurons (the default), layers, or one kind: kv_heads, head_dims,"
+        " hidden, experts, rnn_units; unstructured=0.9, 2:4 or 1x4=0.5 set weights to zero afterwards.",
         HOW,
     ),
+]
+Sparse = Annotated[
+    bool,
+    _switch("--sparse", "Store zeros as sparse tensors in graphs for onnxruntime: smaller, not faster.", HOW),
 ]
 Quantize = Annotated[
     str | None,

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from condensec import io, provenance, verify
 from condensec.errors import PostconditionError
-from condensec.hardware import bench, emit
+from condensec.hardware import bench, emit, sparse
 from condensec.hardware.latency import LatencyModel
 from condensec.hardware.target import Target
 from condensec.passes.prune import Cut, prune
@@ -154,8 +154,16 @@ def _emit(
         )
 
     if healer is not None and healer.trains_quantized:
-        return int8.emitted(job, healer, write)
-    return write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
+        artifact = int8.emitted(job, healer, write)
+    else:
+        artifact = write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
+    return _stored(target, artifact) if job.config.sparse else artifact
+
+
+def _stored(target: Target, artifact: emit.Artifact) -> emit.Artifact:
+    """The artifact with its zeros left out of the file, where the target's runtime reads that."""
+    note = sparse.store(artifact.path, target.runtime)
+    return replace(artifact, bytes=bench.model_bytes(artifact.path), notes=(*artifact.notes, note))
 
 
 def _measured(
