@@ -43,6 +43,7 @@ from condensec.stages.goals import Budgets, count_parameters
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, find_groups, load_at
 from condensec.stages.means import Means
+from condensec.stages.nodes import node_times
 from condensec.stages.sensitivity import map_fields
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps, peak_rss_mb
@@ -161,6 +162,7 @@ def target_results(
             runtime=target.runtime,
             description=target.summary,
             notes=tuple(filter(None, notes)),
+            nodes=node_times(job, one),
         )
     return found
 
