@@ -60,6 +60,10 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     last = False
     while True:
         progress = cycles.run_cycles(work, means, steps, checkpoints, progress)
+        if not last and not budgets.timed and asked(config.patterns) is None:
+            last = True  # no latency that could send it back: what is timed is what is trained to the end
+            progress = cycles.polished(work, means, steps, progress) or progress
+            checkpoints.save(progress)
         cut, healed = cycles.final_cut(work, progress.safe)
         proven = steps.run("verify", finish.prove, work, cut, healed)
         emitted = steps.run("emit", finish.emit_all, work, healed, models, staging, means.healer)
