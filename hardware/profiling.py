@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _RUNS, _DISCARD = 30, 5
 _KERNEL = "_kernel_time"
 # what onnxruntime appends to the names of nodes and values when it rewrites them
-_MADE_UP = re.compile(r"(_nchwc|_token_\d+|_kernel_time|/MatMulAddFusion|_quant|\.folded|_(De)?[Qq]uantizeLinear)+")
+_MADE_UP = re.compile(
+    r"(_nchwc|_token_\d+|_kernel_time|/MatMulAddFusion|_quant|\.folded|_(De)?[Qq]uantizeLinear)+"
+)
 REORDERING = {"QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "Transpose", "Cast"}
 
 
