@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import models
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from cutting import half
 from healing_tools import noisy
 from models import random_feeds
 
+from condensec import schemas
 from condensec.cli import main
 from condensec.healing import session
 from condensec.passes.groups import analyze
@@ -70,6 +72,7 @@ def test_every_setting_arrives(
     assert {name: seen[name] for name in wanted} == wanted
     assert seen["slices"]
     document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(document, schemas.load("heal"))
     assert document["lr"] == 0.01
     assert any(item["reason"] == "frozen by the user" for item in document["frozen"])
     assert document["after"] >= document["before"]

@@ -26,6 +26,7 @@ _COMMANDS = {
     "doctor": ("info", "doctor"),
     "check": ("builds", "check"),
     "cache": ("builds", "cache"),
+    "schema": ("info", "schema"),
     "cmake-dir": ("builds", "cmake_dir"),
 }
 

@@ -1,4 +1,4 @@
-"""Commands that only tell: report, targets, doctor."""
+"""Commands that only tell: report, targets, doctor, schema."""
 
 from __future__ import annotations
 
@@ -150,6 +150,30 @@ def doctor(
         rows.append(("", "'condensec doctor --fix' sets it up now"))
     screen.result(table(("", ""), rows), document)
     return 1 if missing else 0
+
+
+def schema(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Without it, all are listed.", show_default=False)
+    ] = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = 0,
+) -> None:
+    """Print the JSON schema of a document that --json prints, or list them."""
+    from json import dumps
+
+    from condensec import schemas
+
+    if name is not None:
+        found = schemas.load(schemas.COMMANDS.get(name, name))
+        console.current().result(dumps(found, indent=1, ensure_ascii=False), found)
+        return
+    known = schemas.names()
+    users = [", ".join(c for c, used in schemas.COMMANDS.items() if used == one) for one in known]
+    rows = [(one, str(schemas.load(one)["title"]), user) for one, user in zip(known, users, strict=True)]
+    document = {"schema": 1, "schemas": list(known), "commands": dict(schemas.COMMANDS)}
+    console.current().result(table(("schema", "what it describes", "commands"), rows), document)
 
 
 def _versions() -> dict[str, str | None]:

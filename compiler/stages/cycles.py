@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from condensec import provenance
 from condensec.collapse import Collapse
 from condensec.errors import HealError
 from condensec.passes.prune import Cut, carried, prune, with_weights
@@ -278,7 +279,9 @@ def corrected(
 def final_cut(job: Job, best: Candidate) -> tuple[Cut, ir.Model]:
     """The accepted model: the cut as planned (unhealed, for the proof), and the healed one."""
     cut = _whole_cut(job, best)
-    return cut, with_weights(cut.model, best.weights)
+    healed = with_weights(cut.model, best.weights)
+    provenance.stamp(healed, original=job.sha256, plan=cut.plan.digest())
+    return cut, healed
 
 
 def _whole_cut(job: Job, best: Candidate) -> Cut:

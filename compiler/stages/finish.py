@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from condensec import io, verify
+from condensec import io, provenance, verify
 from condensec.errors import PostconditionError
-from condensec.hardware import bench, emit
+from condensec.hardware import bench, emit, sparse
 from condensec.hardware.latency import LatencyModel
 from condensec.hardware.protocol import Protocol
 from condensec.hardware.target import Target
@@ -24,7 +24,9 @@ from condensec.passes.prune import Cut, prune
 from condensec.report.html import write_html
 from condensec.report.model import GraphRun, Report
 from condensec.runner import Session
+from condensec.stages import int8
 from condensec.stages.goals import Budgets, read_budgets
+from condensec.stages.heal import Healer
 from condensec.stages.job import Job
 
 Feeds = dict[str, npt.NDArray[Any]]
@@ -60,12 +62,7 @@ class Emitted:
 
 def feeds_of(job: Job, count: int) -> Feeds:
     """Real inputs for one call of ``count`` samples, or the model's own batch where it is fixed."""
-    samples = job.data.splits.calibration
-    fixed = next(
-        (s.shape[0] for s in job.loaded.signature.inputs if s.shape and isinstance(s.shape[0], int)), None
-    )
-    index = np.arange(fixed or count) % len(samples)
-    return {name: np.ascontiguousarray(array[index]) for name, array in samples.inputs.items()}
+    return job.loaded.signature.call(job.data.splits.calibration, count)
 
 
 def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:
@@ -119,11 +116,16 @@ def _runs(job: Job, healed: ir.Model) -> tuple[GraphRun, ...]:
 
 
 def emit_target(
-    job: Job, target: Target, healed: ir.Model, folder: Path, models: Mapping[str, LatencyModel]
+    job: Job,
+    target: Target,
+    healed: ir.Model,
+    folder: Path,
+    models: Mapping[str, LatencyModel],
+    healer: Healer | None = None,
 ) -> Emitted:
     """Write one target's graph and measure it; the original instead where the cut one would be slower."""
     out = folder / target.name
-    artifact = written(job, target, healed, out)
+    artifact = written(job, target, healed, out, healer)
     emitted = _measured(job, target, artifact, models)
     if emitted.comparison is not None and emitted.comparison.verdict == "slower":
         again = _measured(job, target, written(job, target, job.analysis.runnable, out), models)
@@ -133,23 +135,36 @@ def emit_target(
     return emitted
 
 
-def written(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact:
+def written(
+    job: Job, target: Target, model: ir.Model, out: Path, healer: Healer | None = None
+) -> emit.Artifact:
     """Write one target's graph; a lower precision is only kept where the guard holds with it, too."""
     validation = job.data.splits.validation
 
-    def accept(path: Path) -> bool:
-        return job.keeps_guard(job.evaluate(path, validation, job.reference))
+    def write(accept: Callable[[Path], bool]) -> emit.Artifact:
+        return emit.emit(
+            model,
+            target,
+            out,
+            precision=job.config.quantize,
+            samples=job.data.splits.calibration,
+            threads=job.config.jobs,
+            accept=accept if job.config.quantize != "none" else None,
+            calibrate=job.config.calibrate,
+            origin=provenance.entries(job.sha256),
+        )
 
-    return emit.emit(
-        model,
-        target,
-        out,
-        precision=job.config.quantize,
-        samples=job.data.splits.calibration,
-        threads=job.config.jobs,
-        accept=accept if job.config.quantize != "none" else None,
-        calibrate=job.config.calibrate,
-    )
+    if healer is not None and healer.trains_quantized:
+        artifact = int8.emitted(job, healer, write)
+    else:
+        artifact = write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
+    return _stored(target, artifact) if job.config.sparse else artifact
+
+
+def _stored(target: Target, artifact: emit.Artifact) -> emit.Artifact:
+    """The artifact with its zeros left out of the file, where the target's runtime reads that."""
+    note = sparse.store(artifact.path, target.runtime)
+    return replace(artifact, bytes=bench.model_bytes(artifact.path), notes=(*artifact.notes, note))
 
 
 def _measured(
@@ -200,7 +215,8 @@ def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets
 def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
     """The budgets as limits; measures the original where one is in milliseconds."""
     dense: dict[str, float] = {}
-    if any(b.kind == "latency" and not b.relative for b in job.config.budgets):
+    aims = (*job.config.budgets, *((job.config.towards,) if job.config.towards else ()))
+    if any(b.kind == "latency" and not b.relative for b in aims):
         feeds = feeds_of(job, 1)
         shapes = {name: array.shape for name, array in feeds.items()}
         for target in job.targets:
@@ -215,20 +231,19 @@ def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
 
 
 def emit_all(
-    job: Job, healed: ir.Model, models: Mapping[str, LatencyModel], staging: Path
+    job: Job,
+    healed: ir.Model,
+    models: Mapping[str, LatencyModel],
+    staging: Path,
+    healer: Healer | None = None,
 ) -> dict[str, Emitted]:
     """Every target's graph, in a staging folder."""
     shutil.rmtree(staging, ignore_errors=True)
-    return {t.name: emit_target(job, t, healed, staging, models) for t in job.targets}
+    return {t.name: emit_target(job, t, healed, staging, models, healer) for t in job.targets}
 
 
 def write_model(job: Job, cut: Cut, healed: ir.Model, staging: Path) -> Path:
-    """The healed fp32 graph, which names its provenance, in the staging folder."""
-    from condensec import __version__
-
-    healed.metadata_props["condensec.version"] = __version__
-    healed.metadata_props["condensec.original_sha256"] = job.sha256
-    healed.metadata_props["condensec.plan_sha256"] = cut.plan.digest()
+    """The healed fp32 graph in the staging folder."""
     path = staging / "model.onnx"
     staging.mkdir(parents=True, exist_ok=True)
     io.save(healed, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from condensec.errors import CondensecError, Interrupted, PassError
 
+_log = logging.getLogger(__name__)
 Observer = Callable[[str, Any, Any], None]
 T = TypeVar("T")
 
@@ -65,6 +67,7 @@ class Steps:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
             self.peak_mb[name] = peak_rss_mb()
+        _log.info("%s: %.1f s", name, time.monotonic() - start)
         if name not in self.done:
             self.done.append(name)
         self.observer(name, subject, result)

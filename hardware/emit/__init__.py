@@ -19,11 +19,12 @@ import os
 import pkgutil
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from condensec import provenance
 from condensec.errors import ConfigError, PostconditionError
 from condensec.hardware import bench
 from condensec.hardware.calibration import METHODS
@@ -59,6 +60,7 @@ def emit(
     accept: Callable[[Path], bool] | None = None,
     calibrate: str = "auto",
     ort: bool = False,
+    origin: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Write what to deploy on a target.
 
@@ -72,6 +74,7 @@ def emit(
         accept: whether a graph of lower precision keeps the guard; default: same answer on 98%.
         calibrate: how ranges of int8 activations are found: one of `CALIBRATIONS`.
         ort: write onnxruntime's own format beside, for minimal builds.
+        origin: entries of `condensec.provenance` for the file, where the model has none of its own.
 
     Returns:
         What was written. Its notes say why a precision that was asked for wasn't taken.
@@ -97,6 +100,7 @@ def emit(
         else:
             wanted = _wanted(target, precision)
             chosen = search.best(base, wanted, guarded=precision == "auto" or accept is not None)
+        provenance.carry({**(origin or {}), **provenance.of(request.model)}, chosen.path)
         extra = _ort_format(chosen, search) if ort else []
         path = _publish(chosen.path, out)
     finally:
