@@ -16,12 +16,13 @@ import onnx_ir as ir
 
 from condensec import io, provenance, verify
 from condensec.errors import PostconditionError
-from condensec.hardware import bench, emit
+from condensec.hardware import bench, breakdown, emit
 from condensec.hardware.latency import LatencyModel
 from condensec.hardware.target import Target
 from condensec.passes.prune import Cut, prune
 from condensec.report.html import write_html
 from condensec.report.model import GraphRun, Report
+from condensec.report.values import NodeTime
 from condensec.runner import Session
 from condensec.stages import int8
 from condensec.stages.goals import Budgets, read_budgets
@@ -30,6 +31,7 @@ from condensec.stages.job import Job
 
 Feeds = dict[str, npt.NDArray[Any]]
 PROOF_SAMPLES = 4
+_PROFILE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,16 @@ def _timed(
     model = models[target.name]
     shapes = {name: array.shape for name, array in feeds.items()}
     return None, (model.predict(job.loaded.path, shapes), model.predict(path, shapes))
+
+
+def node_times(job: Job, emitted: Emitted) -> tuple[NodeTime, ...]:
+    """Where the time of the original and of an emitted graph goes, by layer; nothing where none was run."""
+    if emitted.comparison is None:
+        return ()
+    seconds = max(emitted.comparison.a.seconds, emitted.comparison.b.seconds)
+    runs = int(np.clip(_PROFILE_SECONDS / max(seconds, 1e-6), 5, 50))
+    found = breakdown.take([job.loaded.path, emitted.artifact.path], feeds_of(job, 1), runs=runs)
+    return tuple(NodeTime(change.what, change.op, *change.milliseconds) for change in found.layers)
 
 
 def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets) -> dict[str, float]:

@@ -38,8 +38,8 @@ from condensec.report.model import (
 from condensec.runner import Session, runtime_version
 from condensec.stages import aims
 from condensec.stages.diagram import diagram, layer_cuts
-from condensec.stages.finish import Emitted, Proven
-from condensec.stages.goals import Budgets, count_parameters
+from condensec.stages.finish import Emitted, Proven, node_times
+from condensec.stages.goals import Budgets, count_parameters, out_of_reach
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, find_groups, load_at
 from condensec.stages.means import Means
@@ -161,6 +161,7 @@ def target_results(
             runtime=target.runtime,
             description=target.summary,
             notes=tuple(filter(None, notes)),
+            nodes=node_times(job, one),
         )
     return found
 
@@ -284,7 +285,11 @@ def conclude(
         layers=layers,
         graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
-        notes=(*report.notes, *filter(None, (progress.note,))),
+        notes=(
+            *report.notes,
+            *filter(None, (progress.note,)),
+            *out_of_reach(means.budgets, progress.correction),
+        ),
     )
 
 
