@@ -4,8 +4,8 @@
 
     report = condensec.compress("model.onnx", target="mobile-cpu", data="samples.npz")
 
-The single steps (inspect, analyze, plan, apply, verify) are in `condensec.api`, the errors in
-`condensec.errors`. Names are loaded when they're first used, so that importing costs nothing.
+The single steps (inspect, analyze, plan, apply, verify, heal, emit, bench, check) are in `condensec.api`, the
+errors in `condensec.errors`. Names are loaded when they're first used, so that importing costs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from condensec import api, errors
-    from condensec.api import analyze, apply, compress, inspect
+    from condensec.api import analyze, apply, bench, check, compress, emit, heal, inspect
     from condensec.config import Config, configure
     from condensec.plan import Plan
     from condensec.report import Report
@@ -29,9 +29,13 @@ __all__ = [
     "analyze",
     "api",
     "apply",
+    "bench",
+    "check",
     "compress",
     "configure",
+    "emit",
     "errors",
+    "heal",
     "inspect",
 ]
 
@@ -42,9 +46,13 @@ _HOMES = {
     "analyze": "condensec.api",
     "api": "condensec.api",
     "apply": "condensec.api",
+    "bench": "condensec.api",
+    "check": "condensec.api",
     "compress": "condensec.api",
     "configure": "condensec.config",
+    "emit": "condensec.api",
     "errors": "condensec.errors",
+    "heal": "condensec.api",
     "inspect": "condensec.api",
 }
 

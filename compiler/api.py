@@ -3,11 +3,23 @@
 import condensec
 
 report = condensec.compress("model.onnx", target="mobile-cpu", data="samples.npz")
+
+from condensec import api
+
+plan = api.plan("model.onnx", keep=0.5, data="samples.npz")
+api.apply("model.onnx", plan, "cut.onnx")
+api.verify("model.onnx", plan, "cut.onnx")
+api.heal("cut.onnx", "model.onnx", "samples.npz", "healed.onnx")
+api.emit("healed.onnx", "out", target="mobile-cpu")
+api.bench("model.onnx", "healed.onnx")
+
+Stable: what stands here keeps its name, its arguments and what it returns; new optional arguments and new
+fields may come. The loggers below ``condensec`` tell what is done (INFO); nothing is printed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +30,10 @@ from condensec.plan import FrozenAxis, Plan, read_plan
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from condensec.builds.gate import Judgement
+    from condensec.hardware.bench import Comparison, Measurement
+    from condensec.hardware.emission import Artifact
+    from condensec.healing import HealResult
     from condensec.report.model import Report
     from condensec.stages.steps import Observer
     from condensec.verify import Proof
@@ -151,7 +167,10 @@ def inspect(model: str | Path, *, shapes: Shapes | None = None, freeze: str | No
         params=count_parameters(analysis),
         macs=analysis.macs(),
         reachable=analysis.reachable(),
-        shapes={name: (1, *sizes[1:]) for name, sizes in analysis.world.inputs.items()},
+        shapes={
+            name: sizes if name in signature.sides else (1, *sizes[1:])
+            for name, sizes in analysis.world.inputs.items()
+        },
         groups=tuple(
             GroupInfo(g.id, g.kind, g.size, g.exact, tuple(dict.fromkeys(a.tensor for a in g.axes)))
             for g in analysis.groups
@@ -201,7 +220,13 @@ def plan(model: str | Path, *, keep: float = 0.5, shapes: Shapes | None = None, 
 
 
 def apply(
-    model: str | Path, plan: Plan | str | Path, output: str | Path, *, shapes: Shapes | None = None
+    model: str | Path,
+    plan: Plan | str | Path,
+    output: str | Path,
+    *,
+    shapes: Shapes | None = None,
+    data: Any = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Path:
     """Cut a model as a plan says, prove the cut, and write it.
 
@@ -209,7 +234,9 @@ def apply(
         model: the file the plan was made for.
         plan: a plan, or the path of a plan.json.
         output: the ONNX file to write.
-        shapes: input name -> whole shape, for dynamic dims.
+        shapes: input name -> whole shape, for dynamic dims of made-up inputs.
+        data: samples to prove the cut with, like ``--data``; default: made up.
+        inputs: input name -> value, for inputs that are the same in every sample.
 
     Raises:
         ConfigError: the plan can't be read, or was made for another file.
@@ -226,8 +253,9 @@ def apply(
     if wanted.sha256 and wanted.sha256 != io.sha256(path):
         raise ConfigError(f"the plan was made for another file than {path}", hint="its sha256 differs")
     original = io.load(path)
-    cut = replay(find(original, shapes), wanted)
-    proof = check(original, cut.plan, cut.model, _feeds(original, shapes))
+    feeds = _feeds(original, shapes, data, inputs)
+    cut = replay(find(original, {name: array.shape for name, array in feeds.items()}), wanted)
+    proof = check(original, cut.plan, cut.model, feeds)
     if not proof.passed:
         raise PostconditionError(
             f"the cut isn't equivalent to the masked original (error {proof.max_abs_error:.3g})"
@@ -239,9 +267,23 @@ def apply(
 
 
 def verify(
-    original: str | Path, plan: Plan | str | Path, pruned: str | Path, *, shapes: Shapes | None = None
+    original: str | Path,
+    plan: Plan | str | Path,
+    pruned: str | Path,
+    *,
+    shapes: Shapes | None = None,
+    data: Any = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Proof:
     """Hold a cut model against the masked original; built from the plan and the original file alone.
+
+    Args:
+        original: the uncut file.
+        plan: what was cut.
+        pruned: the cut file, before healing.
+        shapes: input name -> whole shape, for dynamic dims of made-up inputs.
+        data: samples to prove the cut with, like ``--data``; default: made up.
+        inputs: input name -> value, for inputs that are the same in every sample.
 
     Raises:
         PostconditionError: the plan names what the original hasn't, or a model doesn't run.
@@ -251,17 +293,167 @@ def verify(
 
     wanted = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     model = io.load(Path(original))
-    return check(model, wanted, io.load(Path(pruned)), _feeds(model, shapes))
+    return check(model, wanted, io.load(Path(pruned)), _feeds(model, shapes, data, inputs))
 
 
-def _feeds(model: ir.Model, shapes: Shapes | None) -> dict[str, Any]:
-    """Seeded inputs for one call."""
+def heal(
+    pruned: str | Path,
+    teacher: str | Path,
+    data: Any,
+    output: str | Path,
+    *,
+    plan: Plan | str | Path | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> HealResult:
+    """Train any smaller model to answer as its original does, and write it.
+
+    Args:
+        pruned: the ONNX file to train.
+        teacher: the ONNX file to learn from; it has the same inputs and outputs.
+        data: samples, as for `compress`.
+        output: the ONNX file to write.
+        plan: the plan that cut it: says which inner values can be compared (``loss="output=1,features=1"``).
+        observer: told how far it is.
+        options: ``heal`` (``epochs=3``, the default, or ``minutes=10``), ``val``, ``metric``, ``augment``,
+            ``loss``, ``freeze``, ``seed``, ``jobs``.
+
+    Returns:
+        What it brought; ``before`` and ``after`` are the metric on held-out samples.
+
+    Raises:
+        CondensecError: see `condensec.errors`.
+    """
+    from condensec.stages.graphs import heal as run
+
+    found = read_plan(Path(plan)) if isinstance(plan, str | Path) else plan
+    config = configure(model=pruned, data=data, **{"heal": "epochs=3", "max_drop": "inf", **options})
+    return run(config, Path(teacher), Path(output), None if found is None else found.slices, observer)
+
+
+def emit(
+    model: str | Path,
+    output: str | Path,
+    *,
+    target: str | Sequence[str] = "host",
+    accept: Callable[[Path], bool] | None = None,
+    **options: Any,
+) -> dict[str, Artifact]:
+    """Write a model as each target's runtime wants it, without cutting anything.
+
+    Args:
+        model: the ONNX file.
+        output: the folder; the graphs are in ``<target>/model.onnx``.
+        target: one or more names.
+        accept: whether a graph of lower precision is good enough; default: the same answer on 98%.
+        options: ``quantize`` (``none``, the default, ``int8``, ``fp16``, ``auto``), ``data`` to calibrate
+            with, ``shape``, ``input``, ``seed``, ``jobs``.
+
+    Returns:
+        What was written, by target.
+
+    Raises:
+        CondensecError: see `condensec.errors`.
+    """
+    from condensec import data, io, provenance
+    from condensec.config import check_output
+    from condensec.hardware import emit as emission
+    from condensec.probe import runnable_shapes
+    from condensec.stages import job
+
+    folder = Path(output)
+    config = configure(model=model, output=folder, target=target, **options)
+    targets = job.find_targets(config)
+    signature = io.signature(io.load(config.model))
+    values = config.input_values
+    if config.data is None:
+        shapes = runnable_shapes(config.model, signature, config.input_shapes, values)
+        given = data.synthetic(signature, seed=config.seed, shapes=shapes, values=values)
+    else:
+        loaded = data.load(config.data, signature, seed=config.seed, values=values)
+        given = data.split(loaded, seed=config.seed).calibration
+    check_output(folder)
+    origin = provenance.entries(io.sha256(config.model))
+    return {
+        one.name: emission.emit(
+            config.model, one, folder / one.name, precision=config.quantize, samples=given,
+            threads=config.jobs, accept=accept, origin=origin,
+        )
+        for one in targets
+    }  # fmt: skip
+
+
+def bench(
+    model: str | Path,
+    other: str | Path | None = None,
+    *,
+    shapes: Shapes | None = None,
+    jobs: int = 1,
+    seed: int = 0,
+) -> Measurement | Comparison:
+    """Time a model on this machine, or two against each other in turns.
+
+    Args:
+        model: the ONNX file.
+        other: a model to compare with; it takes the same inputs.
+        shapes: input name -> whole shape, for dynamic dims.
+        jobs: threads.
+        seed: of the made-up inputs.
+
+    Returns:
+        A `condensec.hardware.bench.Measurement`, or a `condensec.hardware.bench.Comparison` (other over
+        model) with a 95% interval.
+
+    Raises:
+        CondensecError: see `condensec.errors`.
+    """
     from condensec import io
-    from condensec.data import synthetic
+    from condensec.hardware import bench as clock
+    from condensec.hardware.protocol import Protocol
+    from condensec.probe import runnable_shapes
+
+    last = Path(model if other is None else other)
+    found = runnable_shapes(last, io.signature(io.load(last)), dict(shapes or {}))
+    protocol = Protocol(threads=jobs, seed=seed)
+    if other is None:
+        return clock.measure(Path(model), shapes=found, protocol=protocol)
+    return clock.compare(Path(model), Path(other), shapes=found, protocol=protocol)
+
+
+def check(model: str | Path, **options: Any) -> Judgement:
+    """Hold a model against its budgets of size, latency and accuracy.
+
+    Args:
+        model: the ONNX file.
+        options: ``budget``, ``against``, ``max_drop``, ``data``, ``metric``, ``target``, ``shape``, ``jobs``,
+            as the flags of ``condensec check``.
+
+    Returns:
+        Each budget with its figure; ``kept`` says whether all hold.
+
+    Raises:
+        CondensecError: see `condensec.errors`.
+    """
+    from condensec.builds.gate import judge
+    from condensec.builds.rules import rule
+
+    return judge(rule(model, options))
+
+
+def _feeds(
+    model: ir.Model, shapes: Shapes | None, data: Any = None, inputs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Inputs for one call: samples of the user's, or seeded ones."""
+    import numpy as np
+
+    from condensec import io
+    from condensec.data import load, synthetic
     from condensec.probe import runnable_shapes
 
     signature = io.signature(model)
-    shapes = runnable_shapes(model, signature, shapes)
-    fixed = next((s.shape[0] for s in signature.inputs if s.shape and isinstance(s.shape[0], int)), None)
-    samples = synthetic(signature, seed=0, count=int(fixed or 2), shapes=shapes)
-    return dict(samples.inputs)
+    values = {name: np.asarray(value) for name, value in (inputs or {}).items()}
+    if data is not None:
+        return signature.call(load(data, signature, values=values), 4)
+    found = runnable_shapes(model, signature, shapes, values)
+    samples = synthetic(signature, seed=0, count=signature.batch or 2, shapes=found, values=values)
+    return signature.call(samples, 2)

@@ -65,7 +65,8 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "emit": [("emit", "model.onnx", "--target", "mobile-cpu")],
     "quantize": [("quantize", "model.onnx", "--target", "mobile-cpu", "--data", "d.npz")],
     "bench": [("bench", "cut.onnx"), ("bench", "model.onnx", "cut.onnx", "--profile")],
-    "profile": [("profile", "model.onnx"), ("profile", "model.onnx", "--script", "device.py")],
+    "profile": [("profile", "cut.onnx", "--target", "mobile-cpu"),
+                ("profile", "cut.onnx", "--script", "s.py")],
     "report": [("report", "o")],
     "targets": [("targets",)],
     "doctor": [("doctor",)],
@@ -85,7 +86,7 @@ def test_no_command_is_left_out() -> None:
 
 @pytest.mark.parametrize("command", RUNS)
 def test_what_a_command_prints_keeps_its_schema(command: str, printed: Any, folder: Path) -> None:
-    if command in ("apply", "verify", "bench", "check"):
+    if command in ("apply", "verify", "bench", "profile", "check"):
         printed(*RUNS["plan"][0])
         printed(*RUNS["apply"][0])
     if command == "report" and not (folder / "o").exists():

@@ -14,7 +14,6 @@ from condensec.commands.tables import table
 if TYPE_CHECKING:
     from condensec.config import Config
     from condensec.healing import HealResult
-    from condensec.specs import Heal
 
 
 def _option(metavar: str, text: str, panel: str, *flags: str) -> Any:
@@ -43,6 +42,7 @@ def heal(
     val: o.Val = None,
     metric: o.MetricName = None,
     heal: _HowLong = "epochs=3",
+    input: o.Input = None,
     augment: o.Augment = None,
     loss: o.Loss = None,
     plan: _PlanFile = None,
@@ -61,17 +61,16 @@ def heal(
     from condensec.plan import read_plan
     from condensec.specs import parse_heal
 
-    spec = parse_heal(heal)
-    if spec.mode not in ("epochs", "minutes"):
+    if parse_heal(heal).mode not in ("epochs", "minutes"):
         raise ConfigError(f"--heal {heal} can't be here", hint="write epochs=3 or minutes=10")
     path = Path(output) if output is not None else Path(pruned).with_suffix(".healed.onnx")
     refuse_overwriting(path, pruned, teacher)
     settings = configure(
         model=pruned, data=data, val=val, metric=metric, max_drop="inf", freeze=freeze, seed=seed, jobs=jobs,
-        augment=augment, loss=loss,
+        augment=augment, loss=loss, heal=heal, input=input,
     )  # fmt: skip
     slices = None if plan is None else read_plan(Path(plan)).slices
-    result = _heal(settings, Path(teacher), spec, path, slices)
+    result = _trained(settings, Path(teacher), path, slices)
     console.current().result(*_healed(result, path))  # before and after are the metric on held-out samples
 
 
@@ -104,57 +103,11 @@ def _healed(result: HealResult, path: Path) -> tuple[str, dict[str, Any]]:
     return table(("", ""), rows), document
 
 
-def _heal(settings: Config, teacher: Path, spec: Heal, path: Path, slices: Any) -> HealResult:
-    """Read both models and the data, train, and write the healed model."""
-    from condensec import data as samples
-    from condensec import io
-    from condensec.errors import ModelError
-    from condensec.healing import HealOptions
-    from condensec.healing import heal as train
-    from condensec.metrics import resolve
+def _trained(settings: Config, teacher: Path, path: Path, slices: Any) -> HealResult:
+    """Train with progress shown, and write the healed model."""
     from condensec.progress import Progress
-    from condensec.specs import parse_losses
+    from condensec.stages.graphs import heal as train
 
-    student = io.load(settings.model)
-    signature, original = io.signature(student), io.signature(io.load(teacher))
-    names = [[[v.name for v in side] for side in (s.inputs, s.outputs)] for s in (signature, original)]
-    if names[0] != names[1]:
-        raise ModelError(f"{settings.model} and {teacher} don't have the same inputs and outputs")
-    given = samples.load(settings.data, signature, seed=settings.seed)
-    held = None if settings.val is None else samples.load(settings.val, signature, seed=settings.seed)
-    splits = samples.split(given, held, seed=settings.seed)
-    metric = resolve(settings.metric, splits.validation, signature)
-    options = HealOptions(
-        epochs=spec.epochs,
-        minutes=spec.minutes,
-        seed=settings.seed,
-        jobs=settings.jobs,
-        augment=settings.augment,
-        losses=None if settings.loss is None else parse_losses(settings.loss),
-        **{"freeze": settings.freeze, **spec.options},
-    )
-    state = path.with_name(f".{path.name}.state")
     console.current().resume_hint = "run the same command again to go on"
     with Progress(console.current()) as progress:
-        progress("heal", None, None)
-        result = train(
-            settings.model, teacher, splits.train, splits.validation, options, metric=metric, state=state,
-            progress=lambda share, text: progress.share("heal", share, text), slices=slices,
-        )  # fmt: skip
-    for name, array in result.weights.items():
-        _replace(student, name, array)
-    io.save(student, path)
-    return result
-
-
-def _replace(model: Any, name: str, array: Any) -> None:
-    """Give a weight new values, be it an initializer or a Constant node."""
-    import onnx_ir as ir
-
-    if name in model.graph.initializers:
-        model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
-        return
-    for node in model.graph:
-        if node.op_type == "Constant" and node.outputs[0].name == name:
-            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(array, name=name))
-            return
+        return train(settings, teacher, path, slices, progress)

@@ -16,13 +16,13 @@ import onnx_ir as ir
 
 from condensec import io, provenance, verify
 from condensec.errors import PostconditionError
-from condensec.hardware import bench, breakdown, emit
+from condensec.hardware import bench, emit, sparse
 from condensec.hardware.latency import LatencyModel
+from condensec.hardware.protocol import Protocol
 from condensec.hardware.target import Target
 from condensec.passes.prune import Cut, prune
 from condensec.report.html import write_html
 from condensec.report.model import GraphRun, Report
-from condensec.report.values import NodeTime
 from condensec.runner import Session
 from condensec.stages import int8
 from condensec.stages.goals import Budgets, read_budgets
@@ -31,7 +31,6 @@ from condensec.stages.job import Job
 
 Feeds = dict[str, npt.NDArray[Any]]
 PROOF_SAMPLES = 4
-_PROFILE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,7 @@ class Emitted:
 
 def feeds_of(job: Job, count: int) -> Feeds:
     """Real inputs for one call of ``count`` samples, or the model's own batch where it is fixed."""
-    samples = job.data.splits.calibration
-    fixed = next(
-        (s.shape[0] for s in job.loaded.signature.inputs if s.shape and isinstance(s.shape[0], int)), None
-    )
-    index = np.arange(fixed or count) % len(samples)
-    return {name: np.ascontiguousarray(array[index]) for name, array in samples.inputs.items()}
+    return job.loaded.signature.call(job.data.splits.calibration, count)
 
 
 def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:
@@ -131,17 +125,17 @@ def emit_target(
 ) -> Emitted:
     """Write one target's graph and measure it; the original instead where the cut one would be slower."""
     out = folder / target.name
-    artifact = _emit(job, target, healed, out, healer)
+    artifact = written(job, target, healed, out, healer)
     emitted = _measured(job, target, artifact, models)
     if emitted.comparison is not None and emitted.comparison.verdict == "slower":
-        again = _measured(job, target, _emit(job, target, job.analysis.runnable, out), models)
+        again = _measured(job, target, written(job, target, job.analysis.runnable, out), models)
         ratio = emitted.comparison.ratio
         reason = f"the cut graph took {ratio:.2f}x of the original's time, so the original was emitted"
         return replace(again, fallback=reason)
     return emitted
 
 
-def _emit(
+def written(
     job: Job, target: Target, model: ir.Model, out: Path, healer: Healer | None = None
 ) -> emit.Artifact:
     """Write one target's graph; a lower precision is only kept where the guard holds with it, too."""
@@ -161,8 +155,16 @@ def _emit(
         )
 
     if healer is not None and healer.trains_quantized:
-        return int8.emitted(job, healer, write)
-    return write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
+        artifact = int8.emitted(job, healer, write)
+    else:
+        artifact = write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
+    return _stored(target, artifact) if job.config.sparse else artifact
+
+
+def _stored(target: Target, artifact: emit.Artifact) -> emit.Artifact:
+    """The artifact with its zeros left out of the file, where the target's runtime reads that."""
+    note = sparse.store(artifact.path, target.runtime)
+    return replace(artifact, bytes=bench.model_bytes(artifact.path), notes=(*artifact.notes, note))
 
 
 def _measured(
@@ -170,30 +172,24 @@ def _measured(
 ) -> Emitted:
     test = job.data.splits.test
     metric = job.evaluate(artifact.path, test, job.original_outputs(test))
-    comparison, predicted = _timed(job, target, artifact.path, models)
+    comparison, predicted = timed(job, target, artifact.path, models)
     return Emitted(artifact, comparison, predicted, metric)
 
 
-def _timed(
-    job: Job, target: Target, path: Path, models: Mapping[str, LatencyModel]
+def timed(
+    job: Job,
+    target: Target,
+    path: Path,
+    models: Mapping[str, LatencyModel],
+    protocol: Protocol | None = None,
 ) -> tuple[bench.Comparison | None, tuple[float, float] | None]:
     """A graph beside the original: measured where the target is this machine, else predicted in seconds."""
     feeds = feeds_of(job, 1)
     if target.measurable():
-        return bench.compare(job.loaded.path, path, feeds), None
+        return bench.compare(job.loaded.path, path, feeds, protocol=protocol), None
     model = models[target.name]
     shapes = {name: array.shape for name, array in feeds.items()}
     return None, (model.predict(job.loaded.path, shapes), model.predict(path, shapes))
-
-
-def node_times(job: Job, emitted: Emitted) -> tuple[NodeTime, ...]:
-    """Where the time of the original and of an emitted graph goes, by layer; nothing where none was run."""
-    if emitted.comparison is None:
-        return ()
-    seconds = max(emitted.comparison.a.seconds, emitted.comparison.b.seconds)
-    runs = int(np.clip(_PROFILE_SECONDS / max(seconds, 1e-6), 5, 50))
-    found = breakdown.take([job.loaded.path, emitted.artifact.path], feeds_of(job, 1), runs=runs)
-    return tuple(NodeTime(change.what, change.op, *change.milliseconds) for change in found.layers)
 
 
 def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets) -> dict[str, float]:
@@ -207,8 +203,8 @@ def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets
             target = next((t for t in job.targets if t.name == limit.target), None)
             if target is None:
                 continue
-            artifact = _emit(job, target, job.analysis.runnable, Path(name) / target.name)
-            comparison, predicted = _timed(job, target, artifact.path, models)
+            artifact = written(job, target, job.analysis.runnable, Path(name) / target.name)
+            comparison, predicted = timed(job, target, artifact.path, models)
             if comparison is not None:
                 gains[limit.key] = comparison.ratio
             elif predicted is not None and predicted[0] > 0:

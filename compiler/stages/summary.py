@@ -38,11 +38,12 @@ from condensec.report.model import (
 from condensec.runner import Session, runtime_version
 from condensec.stages import aims
 from condensec.stages.diagram import diagram, layer_cuts
-from condensec.stages.finish import Emitted, Proven, node_times
+from condensec.stages.finish import Emitted, Proven
 from condensec.stages.goals import Budgets, count_parameters, out_of_reach
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, find_groups, load_at
 from condensec.stages.means import Means
+from condensec.stages.nodes import node_times
 from condensec.stages.sensitivity import map_fields
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps, peak_rss_mb
@@ -300,7 +301,7 @@ def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     out = taken_out(job.analysis, counts)
     cut = prune(job.analysis, means.units(job, counts), layers=out, sha256=job.sha256)
     before = figures(job, job.analysis, job.loaded.path)
-    thin = analyze(cut.model, {n: (1, *s[1:]) for n, s in job.analysis.world.inputs.items()})
+    thin = analyze(cut.model, job.loaded.signature.sample_shapes(job.data.splits.calibration))
     gone = before.params - count_parameters(thin)
     how = dict.fromkeys(("params", "macs", "bytes"), "modelled")
     size = before.bytes - 4 * gone
