@@ -32,6 +32,7 @@ _RUNS, _DISCARD = 30, 5
 _KERNEL = "_kernel_time"
 # what onnxruntime appends to the names of nodes and values when it rewrites them
 _MADE_UP = re.compile(r"(_nchwc|_token_\d+|/MatMulAddFusion|_quant|\.folded|_(Dequantize|Quantize)Linear)+$")
+_NUMBER = re.compile(r"(?<=subgraph)_\d+$")  # a provider's own subgraphs are counted
 _WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _FUSABLE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add", "BatchNormalization", "Mul")
 
@@ -183,7 +184,7 @@ def _nodes(trace: Path, runs: int) -> tuple[NodeTime, ...]:
         key = (
             str(given.get("node_index", "")),
             name.removesuffix(_KERNEL),
-            str(given.get("op_name", "?")),
+            _NUMBER.sub("", str(given.get("op_name", "?"))),
             str(given.get("provider", "")),
         )
         durations.setdefault(key, []).append(float(event["dur"]) * 1e-6)

@@ -174,7 +174,7 @@ def test_only_the_layers_that_need_it_stay_in_fp32(tmp_path: Path) -> None:
     reference = Session(model).run_samples(samples)
 
     def accept(path: Path) -> bool:
-        return sensitive.relative_error(reference, Session(path).run_samples(samples)) < 1e-3
+        return sensitive.relative_error(reference, Session(path).run_samples(samples)) < 5e-3
 
     target = replace(elsewhere(), precisions=("int8", "fp32"))
     plain = emit.emit(
@@ -341,7 +341,7 @@ def test_a_branch_that_int8_would_take_otherwise_ends_in_fp32(tmp_path: Path, ta
     ]
     left = [one for one in near if one.precision == "fp32"]
     assert left, "int8 rounds the sum to one side or the other"
-    assert all(any("has shape" in note or "guard" in note for note in one.notes) for one in left)
+    assert all(any("its shape" in note or "has shape" in note for note in one.notes) for one in left)
 
 
 def signed(sign: int) -> Samples:
