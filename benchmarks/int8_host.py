@@ -5,7 +5,8 @@
 Each model is cut (one cycle, closed form, no guard) to the budget, and the healed fp32 graph goes through
 `condensec quantize --quantize int8 --max-drop 0.5`, as a user would do it. The table compares what that wrote
 with the fp32 graph emitted for this machine, in interleaved pairs, and both on test samples that neither
-has seen. `--dense` also does it with the uncut models. Speeds are those of one thread.
+has seen. `--dense` also does it with the uncut models. Speeds are those of one thread. `--again` measures
+once more what an earlier run wrote, on a quieter machine.
 
 --cifar and its contents are as for `cifar_resnet.py`, --models and --images as for `efficientnet_lite0.py`;
 what isn't given is left out. EfficientNet-Lite0 is judged by agreement with the original, since its pictures
@@ -71,8 +72,16 @@ def subjects(options: Any) -> list[Subject]:
     return found
 
 
-def quantized(model: Path, subject: Subject, folder: Path) -> dict[str, Any]:
-    """`condensec quantize` of a graph; what it printed."""
+def earlier(folder: Path) -> common.Compiled:
+    """What an earlier run wrote."""
+    return common.Compiled(folder, common.read_json(folder / "report.json"), 0, 0.0)
+
+
+def quantized(model: Path, subject: Subject, folder: Path, again: bool) -> dict[str, Any]:
+    """`condensec quantize` of a graph; what it printed, now or before."""
+    printed = folder / "printed.json"
+    if again:
+        return dict(common.read_json(printed)["targets"]["host"])
     command = [
         str(Path(sys.executable).with_name("condensec")), "quantize", str(model), "--quantize", "int8",
         "--max-drop", "0.5", "--data", str(subject.data["train"]), "--val", str(subject.data["validation"]),
@@ -80,8 +89,8 @@ def quantized(model: Path, subject: Subject, folder: Path) -> dict[str, Any]:
     ]  # fmt: skip
     print("$ condensec " + " ".join(command[1:]), file=sys.stderr, flush=True)
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    found: dict[str, Any] = json.loads(done.stdout)["targets"]["host"]
-    return found
+    printed.write_bytes(done.stdout)
+    return dict(json.loads(done.stdout)["targets"]["host"])
 
 
 def hits(graph: Path, subject: Subject, original: Path) -> Any:
@@ -120,9 +129,11 @@ def main() -> int:
     parser.add_argument("--budget", default="latency<=0.7x", help="of the ResNets")
     parser.add_argument("--gentle-budget", default="latency<=0.85x", help="of EfficientNet-Lite0")
     parser.add_argument("--train", type=int, default=4000, help="training images used (default: 4000)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of the three models")
+    parser.add_argument("--again", action="store_true", help="measure what an earlier run wrote")
     parser.add_argument("--dense", action="store_true", help="the uncut models, too")
     options, further = parser.parse_known_args()
-    found = subjects(options)
+    found = [s for s in subjects(options) if not options.only or s.name in options.only]
     if not found:
         parser.error("no data: give --cifar DIR, or --models DIR and --images DIR")
     rows: list[dict[str, object]] = []
@@ -136,15 +147,15 @@ def main() -> int:
 def measured(subject: Subject, options: Any, further: Sequence[str]) -> list[dict[str, object]]:
     """Cut one model, quantize it, and compare."""
     folder = options.output / subject.name
-    done = common.condensec(
+    done = earlier(folder / "cut") if options.again else common.condensec(
         subject.model, folder / "cut", "--budget", subject.budget, "--step", "1", "--heal", "closed-form",
         "--max-drop", "inf", "--data", str(subject.data["train"]), "--val", str(subject.data["validation"]),
         "--metric", subject.metric, "--seed", str(options.seed), *further,
     )  # fmt: skip
-    int8 = quantized(done.graph(), subject, folder / "int8")
+    int8 = quantized(done.graph(), subject, folder / "int8", options.again)
     rows = rows_of(subject, done.graph("host"), int8, folder / "int8" / "host" / "model.onnx")
     if options.dense:
-        int8 = quantized(subject.model, subject, folder / "dense")
+        int8 = quantized(subject.model, subject, folder / "dense", options.again)
         graph = folder / "dense" / "host" / "model.onnx"
         rows += [
             {**row, "model": f"{subject.name}, uncut"} for row in rows_of(subject, subject.model, int8, graph)
