@@ -96,6 +96,18 @@ def test_every_value_is_observed_whole(tmp_path: Path) -> None:
     assert found["r"].low == 0.0
 
 
+def test_masks_of_minus_infinity_dont_count(tmp_path: Path) -> None:
+    text = "h = MatMul(x, w)\n n = Less(h, zero)\n m = Where(n, low, h)\n s = Softmax(m)\n y = MatMul(s, v)"
+    weights = {"w": weight(16, 8), "v": weight(8, 4), "low": np.float32(-np.inf), "zero": np.float32(-1)}
+    model = parsed(text, {k: np.asarray(v, np.float32) for k, v in weights.items()})
+    path = tmp_path / "m.onnx"
+    onnx.save_model(model, path)
+    found = calibration.observe(path, rows())
+    assert -1 <= found["m"].low <= 0
+    one = emit.emit(model, elsewhere(), tmp_path / "q", precision="auto", samples=rows(), calibrate="minmax")
+    assert one.precision == "int8", one.notes
+
+
 def test_the_words_of_the_command_line_are_those_of_the_quantizer() -> None:
     assert config.CALIBRATIONS == emit.CALIBRATIONS
     with pytest.raises(ConfigError, match="there is no calibration 'magic'"):
