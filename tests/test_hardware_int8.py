@@ -18,7 +18,9 @@ from condensec.data import Samples
 from condensec.errors import ConfigError
 from condensec.hardware import calibration, choosing, emit, quantize, sensitive
 from condensec.hardware.emission import Request
+from condensec.hardware.latency import latency_model
 from condensec.hardware.target import Target, get
+from condensec.hardware.unquantized import unquantized
 from condensec.runner import Session
 
 
@@ -314,6 +316,24 @@ def test_quantized_models_are_left_alone(tmp_path: Path) -> None:
         assert sorted(ops(again.path)) == sorted(ops(first.path))
         assert any("quantized already" in note for note in again.notes)
     assert quantize.already_quantized(ir.from_proto(residual_cnn())) == 0
+
+
+def test_the_fp32_graph_in_a_quantized_one_is_found(tmp_path: Path) -> None:
+    """Modelled latencies are calculated from it: integer kernels would count as next to free."""
+    model, samples = residual_cnn(), images()
+    one = emit.emit(model, get("mobile-cpu"), tmp_path, precision="int8", samples=samples, calibrate="minmax")
+    back = unquantized(io.load(one.path))
+    left = {node.op_type for node in back.graph}
+    assert not left & {"QuantizeLinear", "DequantizeLinear"}
+    have = Session(back).run_samples(samples)["logits"]
+    want = Session(model).run_samples(samples)["logits"]
+    assert np.abs(have - want).max() < 0.05 * np.abs(want).max(), "weights are rounded, activations aren't"
+    plain = ir.from_proto(model)
+    assert unquantized(plain) is plain
+    dense = latency_model(get("mobile-cpu"), model, {"input": (1, 3, 16, 16)})
+    shapes = {"input": (1, 3, 16, 16)}
+    assert dense.predict(back, shapes) == pytest.approx(dense.predict(model, shapes), rel=0.2)
+    assert dense.predict(one.path, shapes) < 0.5 * dense.predict(model, shapes), "what was reported otherwise"
 
 
 def branching(margin: float) -> onnx.ModelProto:

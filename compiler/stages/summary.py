@@ -147,6 +147,11 @@ def target_results(
             before, after = one.predicted
             ratio, ci95, how = after / before if before else None, None, target.verified
         notes = (*one.artifact.notes, one.fallback, _gain_note(gains, target.name, how))
+        if one.comparison is None and one.artifact.precision == "int8":
+            notes = (
+                *notes,
+                "its latency is calculated as that of the same graph in fp32: int8 isn't modelled",
+            )
         if target.table and one.comparison is None:
             notes += target.notes[-1:]
         found[target.name] = TargetResult(
