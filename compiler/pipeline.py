@@ -72,6 +72,8 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
         if again is None:
             break
         progress = again
+    if asked(config.patterns) is not None:
+        checkpoints.save(progress)  # trainings under zeros go on from here
     progress, zeros = patterns.apply(work, means, steps, progress)
     if zeros is not None and zeros.places:
         cut, healed = cycles.final_cut(work, progress.safe)
