@@ -30,9 +30,11 @@ from condensec.specs import (
     DEFAULT_PATTERNS,
     UNIT_PATTERNS,
     Budget,
+    input_value,
     parse_augment,
     parse_budget,
     parse_heal,
+    parse_input,
     parse_losses,
     parse_patterns,
     parse_shape,
@@ -79,6 +81,7 @@ class Config:
         criterion: importance criterion.
         freeze: regular expression; nodes and weights whose names match are left alone.
         input_shapes: shapes for made-up inputs, by input name, batch included.
+        inputs: values of inputs that are the same in every sample, as text (`condensec.specs.parse_input`).
         seed, jobs: of all random choices; threads.
         resume, dry_run: go on from the last checkpoint; plan only.
         command: the command line, for the report.
@@ -109,11 +112,21 @@ class Config:
     criterion: str = "obs"
     freeze: str | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     jobs: int = 1
     resume: bool = False
     dry_run: bool = False
     command: str = ""
+
+    @property
+    def input_values(self) -> dict[str, Any]:
+        """`inputs` as arrays.
+
+        Raises:
+            DataError: a file can't be read.
+        """
+        return {name: input_value(name, text) for name, text in self.inputs.items()}
 
     def to_toml(self) -> str:
         """condensec.toml with everything resolved: ``--config`` of it repeats the run.
@@ -147,6 +160,7 @@ class Config:
             "freeze": self.freeze,
             "seed": self.seed,
             "jobs": self.jobs,
+            "input": {name: _absolute(text) for name, text in self.inputs.items()},
             "shape": {name: list(dims) for name, dims in self.input_shapes.items()},
         }
         lost = [
@@ -370,6 +384,14 @@ def _shapes(value: Any) -> dict[str, tuple[int, ...]]:
     return dict(parse_shape(text) for text in _texts("--shape", value))
 
 
+def _inputs(value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        texts = [f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in value.items()]
+    else:
+        texts = list(_texts("--input", value))
+    return dict(parse_input(text) for text in texts)
+
+
 def _function(value: Any) -> Any:
     if not callable(value):
         raise ConfigError(
@@ -409,10 +431,17 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "criterion": str,
     "freeze": _freeze,
     "shape": _shapes,
+    "input": _inputs,
     "seed": _whole("--seed", 0),
     "jobs": _whole("--jobs", 1),
     "resume": bool,
     "dry_run": bool,
 }
-_FIELDS = {"target": "targets", "table": "tables", "budget": "budgets", "shape": "input_shapes"}
+_FIELDS = {
+    "target": "targets",
+    "table": "tables",
+    "budget": "budgets",
+    "shape": "input_shapes",
+    "input": "inputs",
+}
 assert {_FIELDS.get(k, k) for k in _KEYS if k != "recipe"} < {f.name for f in fields(Config)}

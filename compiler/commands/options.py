@@ -87,6 +87,16 @@ Shape = Annotated[
     list[str] | None,
     _text("--shape", "INPUT=DIMS", "Shape of a made-up input: x=1x3x48x192; repeatable.", WHAT),
 ]
+Input = Annotated[
+    list[str] | None,
+    _text(
+        "--input",
+        "INPUT=VALUE",
+        "Value of an input that is the same in every sample: sr=16000, flag=true, size=480,640,"
+        " state=FILE.npy; repeatable.",
+        WHAT,
+    ),
+]
 Step = Annotated[
     str | None, _text("--step", "X", "Share of the remaining units cut per cycle. Default: 0.1.", HOW)
 ]

@@ -52,6 +52,11 @@ class Budgets:
     limits: tuple[Limit, ...]
     asked: bool
 
+    @property
+    def timed(self) -> bool:
+        """Whether a measured latency can miss a budget."""
+        return any(x.target for x in self.limits)
+
     def goals(self, correction: Mapping[str, float]) -> list[Goal]:
         """Goals for the optimiser; ``correction`` is measured over predicted share, by limit."""
         return [Goal(x.key, x.cost, x.limit / correction.get(x.key, 1.0)) for x in self.limits]
@@ -199,5 +204,5 @@ def op_kind(analysis: Analysis, group: Group) -> str:
 
 def latency_models(job: Job) -> dict[str, LatencyModel]:
     """A latency model for each target."""
-    shapes = {name: (1, *sizes[1:]) for name, sizes in job.analysis.world.inputs.items()}
+    shapes = job.loaded.signature.sample_shapes(job.data.splits.calibration)
     return {target.name: latency_model(target, job.loaded.path, shapes) for target in job.targets}

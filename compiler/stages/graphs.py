@@ -40,8 +40,11 @@ def heal(
     steps = Steps(observer)
     student = steps.run("load", _student, config, teacher)
     signature = io.signature(student)
-    given = samples.load(config.data, signature, seed=config.seed)
-    held = None if config.val is None else samples.load(config.val, signature, seed=config.seed)
+    values = config.input_values
+    given = samples.load(config.data, signature, seed=config.seed, values=values)
+    held = (
+        None if config.val is None else samples.load(config.val, signature, seed=config.seed, values=values)
+    )
     splits = samples.split(given, held, seed=config.seed)
     floats, found = with_float_weights(student)
     trained = path.with_name(f".{path.name}.floats.onnx") if found else Path(config.model)
