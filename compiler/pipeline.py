@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from condensec.config import Config, check_output
@@ -20,6 +21,7 @@ from condensec.stages.heal import Healer
 from condensec.stages.job import Job
 from condensec.stages.means import Means
 from condensec.stages.sensitivity import QUICK_SECONDS, WHOLE_SECONDS, sensitivity
+from condensec.stages.settle import settled
 from condensec.stages.state import Checkpoints, Progress
 from condensec.stages.steps import Observer, Steps
 
@@ -59,7 +61,12 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     staging = checkpoints.folder / "staging"
     last = False
     while True:
-        progress = cycles.run_cycles(work, means, steps, checkpoints, progress)
+        settle = partial(settled, work, means, steps, models)
+        progress = cycles.run_cycles(work, means, steps, checkpoints, progress, settle)
+        if not last and not budgets.timed and asked(config.patterns) is None:
+            last = True  # no latency that could send it back: what is timed is what is trained to the end
+            progress = cycles.polished(work, means, steps, progress) or progress
+            checkpoints.save(progress)
         cut, healed = cycles.final_cut(work, progress.safe)
         proven = steps.run("verify", finish.prove, work, cut, healed)
         emitted = steps.run("emit", finish.emit_all, work, healed, models, staging, means.healer)

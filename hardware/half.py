@@ -70,9 +70,9 @@ def halve(path: Path, feeds: Arrays) -> list[str]:
             return [f"the rest stays fp32: its fp16 form doesn't run: {error.message[:120]}"]
         except Exception as error:  # the converter's own
             return [f"the rest stays fp32: {type(error).__name__} while converting"]
-    error = float(np.max([0.0, *(_apart(values[name], value) for name, value in wanted.items())]))
-    if not error <= _SAME:
-        return [f"the rest stays fp32: in fp16 outputs change by {error:.0%}"]
+    apart = float(np.max([0.0, *(_apart(values[name], value) for name, value in wanted.items())]))
+    if not apart <= _SAME:
+        return [f"the rest stays fp32: in fp16 outputs change by {apart:.0%}"]
     onnx.save_model(half, path)
     return ["the rest in fp16"]
 

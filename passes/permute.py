@@ -19,8 +19,8 @@ from condensec.passes.groups import Analysis, Group
 
 Array = npt.NDArray[Any]
 Order = npt.NDArray[np.int64]  # the unit (among the kept ones) that comes to each place
-ROWS = 1024  # of the consumers' weights that are looked at
-TRIES = 20_000  # pairs of channels that may change places, of each group
+ROWS = 512  # of the consumers' weights that are looked at
+TRIES = 6_000  # pairs of channels that may change places, of each group
 
 
 @dataclass(frozen=True)

@@ -203,3 +203,19 @@ def test_operators_without_a_kernel_are_read(op: str) -> None:
         assert (sizes["q1"][0], sizes["q2"][1]) == (3, 3)
     else:
         assert any("ReduceSumInteger" in f.reason for f in analysis.frozen)
+
+
+def test_criteria_see_what_the_integers_mean() -> None:
+    """The consumer's weights behind a DequantizeLinear, with a scale for each of its outputs."""
+    from condensec.passes.sites import consumer, sites
+
+    rng = np.random.default_rng(0)
+    stored, scale = rng.integers(-99, 99, (3, 6)).astype(np.int8), np.array([1.0, 0.1, 0.01], np.float32)
+    model = tiny(
+        """a = MatMul(x, w1) w2 = DequantizeLinear<axis=0>(q, s, z) y = Gemm<transB=1>(a, w2)""",
+        x=["N", 4], weights={"w1": (4, 6), "q": stored, "s": scale, "z": np.full(3, 5, np.int8)},
+    )  # fmt: skip
+    analysis = analyze(ir.from_proto(model))
+    (site,) = list(sites(analysis))
+    wanted = ((stored.astype(np.float32) - 5) * scale[:, None]).T
+    assert np.allclose(consumer(analysis, site), wanted)

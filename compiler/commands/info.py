@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from condensec import console
 from condensec.commands import offers
 from condensec.commands import options as o
 from condensec.commands.tables import table
+
+if TYPE_CHECKING:
+    from condensec.hardware.target import Target
 
 _HOW = (
     "measured: run and timed on this machine; emulated: run under an emulator;\n"
@@ -61,7 +64,9 @@ def targets(json: o.Json = False, quiet: o.Quiet = False, verbose: o.Verbose = 0
     rows, documents = [], []
     for target in all_targets().values():
         reason = target.available()
-        rows.append((target.name, target.summary, reason or target.how_verified()))
+        rows.append(
+            (target.name, target.summary, _channels(target), _emits(target), reason or target.how_checked())
+        )
         documents.append(
             {
                 "name": target.name,
@@ -72,13 +77,48 @@ def targets(json: o.Json = False, quiet: o.Quiet = False, verbose: o.Verbose = 0
                 "grid": target.grid,
                 "dialect": target.dialect,
                 "verified": target.verified,
+                "how_verified": target.how_verified(),
+                "how_checked": target.how_checked(),
+                "alignment": {precision: dict(kinds) for precision, kinds in target.hard.items()},
+                "file_format": target.file_format,
+                "fixed_shapes": target.fixed_shapes,
+                "sparsity": list(target.sparsity),
                 "unavailable": reason,
             }
         )
     screen = console.current()
-    screen.result(table(("target", "what it is", "checked here"), rows), {"schema": 1, "targets": documents})
+    screen.result(
+        table(("target", "what it is", "channels", "emits", "checked here"), rows),
+        {"schema": 1, "targets": documents},
+    )
     for name, why in problems().items():
         screen.note(f"the plugin {name} couldn't be loaded: {why}")
+
+
+def _channels(target: Target) -> str:
+    """Which numbers of channels are fast: "grid 16; conv, depthwise 4, int8 depthwise 16"."""
+    steps = {p: dict(target.hard.get(p, {})) for p in target.precisions}
+    found: dict[str, list[str]] = {}
+    for precision, kinds in steps.items():
+        for kind, step in kinds.items():
+            same = all(other.get(kind) == step for other in steps.values())
+            alike = (
+                len(kinds) > 1
+                and len(set(kinds.values())) == 1
+                and not any(all(other.get(k) == step for other in steps.values()) for k in kinds)
+            )
+            name = precision if alike else kind if same else f"{precision} {kind}"
+            if step > 1 and name not in found.setdefault(str(step), []):
+                found[str(step)].append(name)
+    parts = [f"{', '.join(names)} {step}" for step, names in found.items() if names]
+    return "; ".join([f"grid {target.grid}", *parts])
+
+
+def _emits(target: Target) -> str:
+    shapes = ("fixed shapes",) if target.fixed_shapes else ()
+    return (
+        f"{target.runtime} {target.file_format}: {', '.join((*target.precisions, *target.sparsity, *shapes))}"
+    )
 
 
 def doctor(
@@ -111,7 +151,12 @@ def doctor(
             "detail": state.detail,
         },
         "targets": [
-            {"name": t.name, "verified": t.how_verified(), "unavailable": t.available()}
+            {
+                "name": t.name,
+                "verified": t.how_verified(),
+                "how_checked": t.how_checked(),
+                "unavailable": t.available(),
+            }
             for t in all_targets().values()
         ],
     }
@@ -121,7 +166,7 @@ def doctor(
     if not state.ready and not fix:
         rows.append(("", "'condensec doctor --fix' sets it up now"))
     checks = [
-        (t["name"], f"missing: {t['unavailable']}" if t["unavailable"] else t["verified"])
+        (t["name"], f"missing: {t['unavailable']}" if t["unavailable"] else t["how_checked"])
         for t in document["targets"]
     ]
     rows += [(f"plugin {name}", f"can't be loaded: {why}") for name, why in problems().items()]

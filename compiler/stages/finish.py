@@ -18,6 +18,7 @@ from condensec import io, provenance, verify
 from condensec.errors import PostconditionError
 from condensec.hardware import bench, emit, sparse
 from condensec.hardware.latency import LatencyModel
+from condensec.hardware.protocol import Protocol
 from condensec.hardware.target import Target
 from condensec.passes.prune import Cut, prune
 from condensec.report.html import write_html
@@ -124,17 +125,17 @@ def emit_target(
 ) -> Emitted:
     """Write one target's graph and measure it; the original instead where the cut one would be slower."""
     out = folder / target.name
-    artifact = _emit(job, target, healed, out, healer)
+    artifact = written(job, target, healed, out, healer)
     emitted = _measured(job, target, artifact, models)
     if emitted.comparison is not None and emitted.comparison.verdict == "slower":
-        again = _measured(job, target, _emit(job, target, job.analysis.runnable, out), models)
+        again = _measured(job, target, written(job, target, job.analysis.runnable, out), models)
         ratio = emitted.comparison.ratio
         reason = f"the cut graph took {ratio:.2f}x of the original's time, so the original was emitted"
         return replace(again, fallback=reason)
     return emitted
 
 
-def _emit(
+def written(
     job: Job, target: Target, model: ir.Model, out: Path, healer: Healer | None = None
 ) -> emit.Artifact:
     """Write one target's graph; a lower precision is only kept where the guard holds with it, too."""
@@ -171,17 +172,21 @@ def _measured(
 ) -> Emitted:
     test = job.data.splits.test
     metric = job.evaluate(artifact.path, test, job.original_outputs(test))
-    comparison, predicted = _timed(job, target, artifact.path, models)
+    comparison, predicted = timed(job, target, artifact.path, models)
     return Emitted(artifact, comparison, predicted, metric)
 
 
-def _timed(
-    job: Job, target: Target, path: Path, models: Mapping[str, LatencyModel]
+def timed(
+    job: Job,
+    target: Target,
+    path: Path,
+    models: Mapping[str, LatencyModel],
+    protocol: Protocol | None = None,
 ) -> tuple[bench.Comparison | None, tuple[float, float] | None]:
     """A graph beside the original: measured where the target is this machine, else predicted in seconds."""
     feeds = feeds_of(job, 1)
     if target.measurable():
-        return bench.compare(job.loaded.path, path, feeds), None
+        return bench.compare(job.loaded.path, path, feeds, protocol=protocol), None
     model = models[target.name]
     shapes = {name: array.shape for name, array in feeds.items()}
     return None, (model.predict(job.loaded.path, shapes), model.predict(path, shapes))
@@ -198,8 +203,8 @@ def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets
             target = next((t for t in job.targets if t.name == limit.target), None)
             if target is None:
                 continue
-            artifact = _emit(job, target, job.analysis.runnable, Path(name) / target.name)
-            comparison, predicted = _timed(job, target, artifact.path, models)
+            artifact = written(job, target, job.analysis.runnable, Path(name) / target.name)
+            comparison, predicted = timed(job, target, artifact.path, models)
             if comparison is not None:
                 gains[limit.key] = comparison.ratio
             elif predicted is not None and predicted[0] > 0:

@@ -52,6 +52,11 @@ class Budgets:
     limits: tuple[Limit, ...]
     asked: bool
 
+    @property
+    def timed(self) -> bool:
+        """Whether a measured latency can miss a budget."""
+        return any(x.target for x in self.limits)
+
     def goals(self, correction: Mapping[str, float]) -> list[Goal]:
         """Goals for the optimiser; ``correction`` is measured over predicted share, by limit."""
         return [Goal(x.key, x.cost, x.limit / correction.get(x.key, 1.0)) for x in self.limits]
