@@ -1,7 +1,8 @@
 """Where the time goes: onnxruntime's own profiler, per operator and per node, of one graph or of two.
 
-A node's time is the mean over counted runs, alternating between the two graphs so that drift hits both. The
-profiler itself costs some microseconds a node: sums come out above the latency, shares don't mind.
+A node's time is the median over counted runs (one disturbed run would spoil a mean), alternating between the two
+graphs so that drift hits both. The profiler itself costs some microseconds a node: sums come out above the
+latency, shares don't mind.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class NodeTime:
         name: its name there.
         op: operator.
         provider: execution provider that ran it.
-        seconds: mean time of a run.
+        seconds: median time of a run.
     """
 
     name: str
@@ -135,7 +136,7 @@ def _nodes(trace: Path, runs: int) -> tuple[NodeTime, ...]:
         )
         durations.setdefault(key, []).append(float(event["dur"]) * 1e-6)
     return tuple(
-        NodeTime(name, op, provider, float(np.sum(times[-runs:]) / max(1, min(runs, len(times)))))
+        NodeTime(name, op, provider, float(np.median(times[-runs:])))
         for (_, name, op, provider), times in durations.items()
     )
 

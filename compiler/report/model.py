@@ -131,7 +131,7 @@ class TargetResult:
         metric: the metric's value with the emitted graph, on the same split as `Report.after`.
         latency_how: how the latency was got, when that differs from `verified`; empty = the same.
         unavailable: why the target could not be served; empty = it was.
-        nodes: what single nodes take, slowest of the original first; measured in one profiled run each, so
+        nodes: what single nodes take, slowest first; from one profile of each graph, so
             for comparing nodes with each other: profiling makes all of them slower.
     """
 
