@@ -1,8 +1,8 @@
 """Where the time goes: onnxruntime's own profiler, per operator and per node, of one graph or of two.
 
-A node's time is the median over counted runs (one disturbed run would spoil a mean), alternating between the two
-graphs so that drift hits both. The profiler itself costs some microseconds a node: sums come out above the
-latency, shares don't mind.
+A node's time is the median over counted runs (one disturbed run would spoil a mean), alternating between
+the two graphs so that drift hits both. The profiler itself costs some microseconds a node: sums come out
+above the latency, shares don't mind.
 """
 
 from __future__ import annotations
