@@ -28,6 +28,7 @@ from condensec.errors import CondensecError
 from condensec.healing import closed_form
 from condensec.metrics import Metric
 from condensec.passes import criteria
+from condensec.passes.allocate import allocate
 from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
 from condensec.passes.fidelity import output_error
@@ -129,8 +130,9 @@ def _allocations(
         }
         for how in (LOCAL, GLOBAL, ISOMORPHIC):
             curves[f"{scored}, {how}"] = ranked(analysis, scores, how)
-    for label, found in curves.items():
-        choice = choose(analysis, found, [goal], grid)
+    ways = [(label, found, choose) for label, found in curves.items()]
+    for label, found, way in [*ways, ("measured, all together", curves["measured"], allocate)]:
+        choice = way(analysis, found, [goal], grid)
         units = {k: sorted(order[k][:n].tolist()) for k, n in choice.counts.items()}
         yield {"units": name, "widths": label, **judge.of(units)}
 

@@ -167,7 +167,10 @@ def inspect(model: str | Path, *, shapes: Shapes | None = None, freeze: str | No
         params=count_parameters(analysis),
         macs=analysis.macs(),
         reachable=analysis.reachable(),
-        shapes={name: (1, *sizes[1:]) for name, sizes in analysis.world.inputs.items()},
+        shapes={
+            name: sizes if name in signature.sides else (1, *sizes[1:])
+            for name, sizes in analysis.world.inputs.items()
+        },
         groups=tuple(
             GroupInfo(g.id, g.kind, g.size, g.exact, tuple(dict.fromkeys(a.tensor for a in g.axes)))
             for g in analysis.groups
@@ -217,7 +220,13 @@ def plan(model: str | Path, *, keep: float = 0.5, shapes: Shapes | None = None, 
 
 
 def apply(
-    model: str | Path, plan: Plan | str | Path, output: str | Path, *, shapes: Shapes | None = None
+    model: str | Path,
+    plan: Plan | str | Path,
+    output: str | Path,
+    *,
+    shapes: Shapes | None = None,
+    data: Any = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Path:
     """Cut a model as a plan says, prove the cut, and write it.
 
@@ -225,7 +234,9 @@ def apply(
         model: the file the plan was made for.
         plan: a plan, or the path of a plan.json.
         output: the ONNX file to write.
-        shapes: input name -> whole shape, for dynamic dims.
+        shapes: input name -> whole shape, for dynamic dims of made-up inputs.
+        data: samples to prove the cut with, like ``--data``; default: made up.
+        inputs: input name -> value, for inputs that are the same in every sample.
 
     Raises:
         ConfigError: the plan can't be read, or was made for another file.
@@ -242,8 +253,9 @@ def apply(
     if wanted.sha256 and wanted.sha256 != io.sha256(path):
         raise ConfigError(f"the plan was made for another file than {path}", hint="its sha256 differs")
     original = io.load(path)
-    cut = replay(find(original, shapes), wanted)
-    proof = check(original, cut.plan, cut.model, _feeds(original, shapes))
+    feeds = _feeds(original, shapes, data, inputs)
+    cut = replay(find(original, {name: array.shape for name, array in feeds.items()}), wanted)
+    proof = check(original, cut.plan, cut.model, feeds)
     if not proof.passed:
         raise PostconditionError(
             f"the cut isn't equivalent to the masked original (error {proof.max_abs_error:.3g})"
@@ -255,9 +267,23 @@ def apply(
 
 
 def verify(
-    original: str | Path, plan: Plan | str | Path, pruned: str | Path, *, shapes: Shapes | None = None
+    original: str | Path,
+    plan: Plan | str | Path,
+    pruned: str | Path,
+    *,
+    shapes: Shapes | None = None,
+    data: Any = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Proof:
     """Hold a cut model against the masked original; built from the plan and the original file alone.
+
+    Args:
+        original: the uncut file.
+        plan: what was cut.
+        pruned: the cut file, before healing.
+        shapes: input name -> whole shape, for dynamic dims of made-up inputs.
+        data: samples to prove the cut with, like ``--data``; default: made up.
+        inputs: input name -> value, for inputs that are the same in every sample.
 
     Raises:
         PostconditionError: the plan names what the original hasn't, or a model doesn't run.
@@ -267,7 +293,7 @@ def verify(
 
     wanted = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     model = io.load(Path(original))
-    return check(model, wanted, io.load(Path(pruned)), _feeds(model, shapes))
+    return check(model, wanted, io.load(Path(pruned)), _feeds(model, shapes, data, inputs))
 
 
 def heal(
@@ -321,7 +347,7 @@ def emit(
         target: one or more names.
         accept: whether a graph of lower precision is good enough; default: the same answer on 98%.
         options: ``quantize`` (``none``, the default, ``int8``, ``fp16``, ``auto``), ``data`` to calibrate
-            with, ``shape``, ``seed``, ``jobs``.
+            with, ``shape``, ``input``, ``seed``, ``jobs``.
 
     Returns:
         What was written, by target.
@@ -339,11 +365,13 @@ def emit(
     config = configure(model=model, output=folder, target=target, **options)
     targets = job.find_targets(config)
     signature = io.signature(io.load(config.model))
+    values = config.input_values
     if config.data is None:
-        shapes = runnable_shapes(config.model, signature, config.input_shapes)
-        given = data.synthetic(signature, seed=config.seed, shapes=shapes)
+        shapes = runnable_shapes(config.model, signature, config.input_shapes, values)
+        given = data.synthetic(signature, seed=config.seed, shapes=shapes, values=values)
     else:
-        given = data.split(data.load(config.data, signature, seed=config.seed), seed=config.seed).calibration
+        loaded = data.load(config.data, signature, seed=config.seed, values=values)
+        given = data.split(loaded, seed=config.seed).calibration
     check_output(folder)
     origin = provenance.entries(io.sha256(config.model))
     return {
@@ -412,14 +440,20 @@ def check(model: str | Path, **options: Any) -> Judgement:
     return judge(rule(model, options))
 
 
-def _feeds(model: ir.Model, shapes: Shapes | None) -> dict[str, Any]:
-    """Seeded inputs for one call."""
+def _feeds(
+    model: ir.Model, shapes: Shapes | None, data: Any = None, inputs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Inputs for one call: samples of the user's, or seeded ones."""
+    import numpy as np
+
     from condensec import io
-    from condensec.data import synthetic
+    from condensec.data import load, synthetic
     from condensec.probe import runnable_shapes
 
     signature = io.signature(model)
-    shapes = runnable_shapes(model, signature, shapes)
-    fixed = next((s.shape[0] for s in signature.inputs if s.shape and isinstance(s.shape[0], int)), None)
-    samples = synthetic(signature, seed=0, count=int(fixed or 2), shapes=shapes)
-    return dict(samples.inputs)
+    values = {name: np.asarray(value) for name, value in (inputs or {}).items()}
+    if data is not None:
+        return signature.call(load(data, signature, values=values), 4)
+    found = runnable_shapes(model, signature, shapes, values)
+    samples = synthetic(signature, seed=0, count=signature.batch or 2, shapes=found, values=values)
+    return signature.call(samples, 2)

@@ -135,7 +135,11 @@ class Watch:
             for name, value in session.run(feeds).items():
                 if value.dtype.kind != "f":
                     continue
-                rows = _by_sample(value) if name in self._outputs else _by_unit(value, axes[name])
+                rows = (
+                    _by_sample(session.by_sample(name, value))
+                    if name in self._outputs
+                    else _by_unit(value, axes[name])
+                )
                 low, high = rows.min(axis=0), rows.max(axis=0)
                 if name not in seen:
                     seen[name] = _Seen(low, high)

@@ -24,14 +24,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from condensec import recipes
 from condensec.errors import ConfigError
 from condensec.specs import (
     DEFAULT_PATTERNS,
     UNIT_PATTERNS,
     Budget,
+    input_value,
     parse_augment,
     parse_budget,
     parse_heal,
+    parse_input,
     parse_losses,
     parse_patterns,
     parse_shape,
@@ -54,6 +57,7 @@ class Config:
         targets: names, in the user's order.
         tables: latency tables that were made on the targets' own devices.
         budgets: all have to be met; empty if none was asked for.
+        towards: what to come near to where no budget was asked for, as far as the guard allows.
         keep: share of every group's units that stays, in place of a budget.
         pareto: so many models along the way are written, too.
         align: overrides the targets' alignment; 1 = any count.
@@ -64,17 +68,20 @@ class Config:
         step: share of the remaining units cut per cycle, in (0, 1].
         heal: how the cut model learns again: ``off``, ``closed-form``, ``auto``, ``epochs=3``, ``minutes=10``
             (`condensec.specs.parse_heal` takes it apart).
+        teacher: a model file that training learns from; None = the original.
         augment: how training samples are changed: ``flip``, ``crop=4``, ``module:callable``, several joined
             by commas, or a function; None = not at all.
         loss: what healing compares, such as ``output=1,features=0.5``; None = the outputs and the
             outputs of blocks.
         patterns: what may be cut, and the zeros that are set after it (`condensec.sparsity`).
+        sparse: store weights with many zeros as sparse tensors, for targets that read them.
         quantize: ``none``, ``int8``, ``fp16`` or ``auto``.
         calibrate: how ranges of int8 activations are found: ``minmax``, ``entropy``, ``percentile`` or
             ``auto`` (the truest by measurement).
         criterion: importance criterion.
         freeze: regular expression; nodes and weights whose names match are left alone.
         input_shapes: shapes for made-up inputs, by input name, batch included.
+        inputs: values of inputs that are the same in every sample, as text (`condensec.specs.parse_input`).
         seed, jobs: of all random choices; threads.
         resume, dry_run: go on from the last checkpoint; plan only.
         command: the command line, for the report.
@@ -85,6 +92,7 @@ class Config:
     targets: tuple[str, ...] = ("host",)
     tables: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    towards: Budget | None = None
     keep: float | None = None
     pareto: int | None = None
     align: int | None = None
@@ -94,19 +102,31 @@ class Config:
     metric: Any = None
     step: float = 0.1
     heal: str = "auto"
+    teacher: Path | None = None
     augment: Any = None
     loss: str | None = None
     patterns: tuple[str, ...] = DEFAULT_PATTERNS
+    sparse: bool = False
     quantize: str = "none"
     calibrate: str = "auto"
     criterion: str = "obs"
     freeze: str | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     jobs: int = 1
     resume: bool = False
     dry_run: bool = False
     command: str = ""
+
+    @property
+    def input_values(self) -> dict[str, Any]:
+        """`inputs` as arrays.
+
+        Raises:
+            DataError: a file can't be read.
+        """
+        return {name: input_value(name, text) for name, text in self.inputs.items()}
 
     def to_toml(self) -> str:
         """condensec.toml with everything resolved: ``--config`` of it repeats the run.
@@ -119,6 +139,7 @@ class Config:
             "target": list(self.targets),
             "table": [os.path.abspath(table) for table in self.tables],
             "budget": [str(b) for b in self.budgets],
+            "towards": None if self.towards is None else str(self.towards),
             "keep": self.keep,
             "pareto": self.pareto,
             "align": self.align,
@@ -128,15 +149,18 @@ class Config:
             "metric": self.metric,
             "step": self.step,
             "heal": self.heal,
+            "teacher": _absolute(self.teacher),
             "augment": self.augment,
             "loss": self.loss,
             "patterns": ",".join(self.patterns),
+            "sparse": self.sparse or None,
             "quantize": self.quantize,
             "calibrate": self.calibrate,
             "criterion": self.criterion,
             "freeze": self.freeze,
             "seed": self.seed,
             "jobs": self.jobs,
+            "input": {name: _absolute(text) for name, text in self.inputs.items()},
             "shape": {name: list(dims) for name, dims in self.input_shapes.items()},
         }
         lost = [
@@ -163,6 +187,9 @@ def configure(*, config: str | Path | None = None, command: str = "", **options:
         raise ConfigError(f"unknown option '{unknown[0]}'", hint=_near_key(unknown[0]))
     if config is not None:
         given = {**_from_file(Path(config), given), **given}
+    if "recipe" in given:
+        meant = recipes.ready(str(given.pop("recipe")))
+        given = {**_beside(meant, given), **given}
     if "model" not in given:
         raise ConfigError("no model given", hint="condensec MODEL.onnx --target TARGET")
     made = {name: parse(given[name]) for name, parse in _KEYS.items() if name in given}
@@ -189,6 +216,8 @@ def _check_together(config: Config, max_drop_given: bool) -> None:
             f"--patterns {','.join(config.patterns)} takes no units out, so there is nothing to budget",
             hint="add channels,heads,neurons to --patterns, or leave out --budget, --keep and --pareto",
         )
+    if config.teacher is not None and config.data is None:
+        raise ConfigError("--teacher needs --data", hint="made-up inputs aren't trained on")
     if config.val is not None and config.data is None:
         raise ConfigError("--val needs --data", hint="give the samples to calibrate with as --data")
     if config.metric in _NO_SCALE and not max_drop_given:
@@ -244,7 +273,10 @@ def usable_cores() -> int:
 def _from_file(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a condensec.toml. Relative paths count from its folder; what flags give isn't looked at."""
     options: dict[str, Any] = {}
-    for key, value in read_toml(path).items():
+    document = read_toml(path)
+    if "step" in document and isinstance(document["step"], list):  # a recipe; else the size of the steps
+        document = {**_beside(recipes.options(document.pop("step")), document), **document}
+    for key, value in document.items():
         name = key.replace("-", "_")
         if name not in _KEYS or name in ("resume", "dry_run"):
             raise ConfigError(f"{path}: unknown key '{key}'", hint=_near_key(key))
@@ -252,6 +284,14 @@ def _from_file(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in given and excluded not in given:
             options[name] = _located(name, value, path.parent)
     return options
+
+
+def _beside(meant: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe means where some options are given: a budget or ``keep`` of theirs replaces its own."""
+    aims = ("budget", "keep", "towards")
+    if any(name in given for name in aims):
+        meant = {name: value for name, value in meant.items() if name not in aims}
+    return dict(meant)
 
 
 def _absolute(spec: Any) -> Any:
@@ -262,7 +302,7 @@ def _absolute(spec: Any) -> Any:
 
 
 def _located(name: str, value: Any, folder: Path) -> Any:
-    if name in ("model", "output") and isinstance(value, str):
+    if name in ("model", "output", "teacher") and isinstance(value, str):
         return folder / value
     if name == "table":
         return [str(folder / path) for path in _texts("table", value)]
@@ -353,6 +393,14 @@ def _shapes(value: Any) -> dict[str, tuple[int, ...]]:
     return dict(parse_shape(text) for text in _texts("--shape", value))
 
 
+def _inputs(value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        texts = [f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in value.items()]
+    else:
+        texts = list(_texts("--input", value))
+    return dict(parse_input(text) for text in texts)
+
+
 def _function(value: Any) -> Any:
     if not callable(value):
         raise ConfigError(
@@ -371,6 +419,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "target": _targets,
     "table": lambda value: _texts("--table", value),
     "budget": lambda value: tuple(parse_budget(text) for text in _texts("--budget", value)),
+    "towards": lambda value: parse_budget(str(value)),
     "keep": _number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
     "pareto": _whole("--pareto", 1),
     "align": _whole("--align", 1),
@@ -379,19 +428,29 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "val": _asis,
     "metric": _asis,
     "step": _number("--step", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
+    "teacher": _path("--teacher"),
+    "recipe": str,
     "heal": lambda value: str(parse_heal(str(value))),
     "augment": lambda value: ",".join(parse_augment(value)) if isinstance(value, str) else _function(value),
     "loss": lambda value: ",".join(f"{k}={w:g}" for k, w in parse_losses(str(value)).items()),
     "patterns": lambda value: parse_patterns(",".join(_texts("--patterns", value))),
+    "sparse": bool,
     "quantize": _choice("--quantize", QUANTIZATIONS),
     "calibrate": _choice("--calibrate", CALIBRATIONS),
     "criterion": str,
     "freeze": _freeze,
     "shape": _shapes,
+    "input": _inputs,
     "seed": _whole("--seed", 0),
     "jobs": _whole("--jobs", 1),
     "resume": bool,
     "dry_run": bool,
 }
-_FIELDS = {"target": "targets", "table": "tables", "budget": "budgets", "shape": "input_shapes"}
-assert {_FIELDS.get(k, k) for k in _KEYS} < {f.name for f in fields(Config)}
+_FIELDS = {
+    "target": "targets",
+    "table": "tables",
+    "budget": "budgets",
+    "shape": "input_shapes",
+    "input": "inputs",
+}
+assert {_FIELDS.get(k, k) for k in _KEYS if k != "recipe"} < {f.name for f in fields(Config)}

@@ -183,12 +183,19 @@ def _zero_point(value: ir.Value) -> Array:
             return array[:, None]
         if array.ndim != 1 or array.size == 1 or rank < 2:
             return array.reshape(()) if array.size == 1 else array
-        default = {"DequantizeLinear": 1, "QLinearConv": 0, "ConvInteger": 0, "DynamicQuantizeLSTM": 0}.get(
-            use.node.op_type, rank - 1
-        )
-        axis = use.node.attributes["axis"].as_int() if "axis" in use.node.attributes else default
-        return array.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+        axis = _channels(use.node, rank) % rank
+        return array.reshape([-1 if i == axis else 1 for i in range(rank)])
     return np.zeros(())
+
+
+def _channels(node: ir.Node, rank: int) -> int:
+    """The axis of a quantized weight that has a zero-point for each index."""
+    if "axis" in node.attributes:
+        return node.attributes["axis"].as_int()
+    turned = "transB" in node.attributes and bool(node.attributes["transB"].as_int())
+    if turned or node.op_type in ("QLinearConv", "ConvInteger", "DynamicQuantizeLSTM"):
+        return 0
+    return 1 if node.op_type == "DequantizeLinear" else rank - 1
 
 
 def _fill(value: ir.Value, axes: Mapping[int, tuple[int, ...]], fill: Array) -> None:
@@ -289,11 +296,17 @@ def _spread(graph: ir.Graph, node: ir.Node, output: ir.Value, restriction: Restr
     there = there.reshape([width, *[1] * (-axis - 1)])
     users = list(output.uses())
     wide = _node(graph, "Gather", [output, _constant(graph, positions)], axis)
-    zero = _node(graph, "Sub", [wide.outputs[0], wide.outputs[0]])  # of whatever type the output has
-    zeroed = _node(graph, "Where", [_constant(graph, there), wide.outputs[0], zero.outputs[0]])
-    for new in (wide, zero, zeroed):
-        new.outputs[0].type = output.type
-    _home(node).insert_after(node, [wide, zero, zeroed])
+    new = [wide]
+    if node.op_type == "DynamicQuantizeLinear":  # it gives a number for zero, too
+        zero = node.outputs[2]
+    else:
+        new.append(_node(graph, "Sub", [wide.outputs[0], wide.outputs[0]]))  # of the output's type
+        zero = new[-1].outputs[0]
+    zeroed = _node(graph, "Where", [_constant(graph, there), wide.outputs[0], zero])
+    new.append(zeroed)
+    for made in new:
+        made.outputs[0].type = output.type
+    _home(node).insert_after(node, new)
     _instead(graph, node, output, zeroed.outputs[0], users)
 
 

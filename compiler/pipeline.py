@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from condensec.config import Config, check_output
@@ -20,6 +21,7 @@ from condensec.stages.heal import Healer
 from condensec.stages.job import Job
 from condensec.stages.means import Means
 from condensec.stages.sensitivity import QUICK_SECONDS, WHOLE_SECONDS, sensitivity
+from condensec.stages.settle import settled
 from condensec.stages.state import Checkpoints, Progress
 from condensec.stages.steps import Observer, Steps
 
@@ -59,10 +61,15 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     staging = checkpoints.folder / "staging"
     last = False
     while True:
-        progress = cycles.run_cycles(work, means, steps, checkpoints, progress)
+        settle = partial(settled, work, means, steps, models)
+        progress = cycles.run_cycles(work, means, steps, checkpoints, progress, settle)
+        if not last and not budgets.timed and asked(config.patterns) is None:
+            last = True  # no latency that could send it back: what is timed is what is trained to the end
+            progress = cycles.polished(work, means, steps, progress) or progress
+            checkpoints.save(progress)
         cut, healed = cycles.final_cut(work, progress.safe)
         proven = steps.run("verify", finish.prove, work, cut, healed)
-        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
+        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging, means.healer)
         again = cycles.corrected(work, budgets, progress, emitted)
         if again is None and not last and asked(config.patterns) is None:
             last = True
@@ -76,7 +83,7 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     if zeros is not None and zeros.places:
         cut, healed = cycles.final_cut(work, progress.safe)
         proven = steps.run("verify", finish.prove, work, cut, healed)
-        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
+        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging, means.healer)
     finish.write_model(work, cut, healed, staging)
     report = steps.run(
         "report", summary.conclude, work, means, progress, cut, proven, emitted, steps, staging
@@ -118,7 +125,7 @@ def _means(
     curves = Sensitivity({}, 0, 0.0)
     healer = Healer(work, steps, Path(work.config.output) / "state")
     if _zeros_only(work.config):
-        return Means({}, curves, goals.widths_grid(work), budgets, healer)
+        return Means({}, curves, goals.widths_grid(work), budgets, healer, healer.notes)
     order = unit_order(
         work.analysis, criteria.get(work.config.criterion), seed=work.config.seed, evidence=evidence
     )
@@ -126,7 +133,7 @@ def _means(
     uniform = work.config.keep is not None  # every group alike: nothing to measure but which layers may go
     if not uniform or layers:
         curves = sensitivity(work, order, steps, seconds=seconds, layers=layers, groups=not uniform)
-    return Means(order, curves, goals.widths_grid(work), budgets, healer, tuple(evidence.notes))
+    return Means(order, curves, goals.widths_grid(work), budgets, healer, (*healer.notes, *evidence.notes))
 
 
 def _key(work: Job) -> str:

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from condensec.data import Signature, TensorSpec, synthetic
+from condensec.data.side import check_given
 from condensec.data.synthetic import is_image
+from condensec.data.types import Array
 from condensec.errors import CondensecError, DataError, ModelError
 
 if TYPE_CHECKING:
@@ -24,11 +26,14 @@ _SIDES = (
     (224, 224), (48, 320), (32, 320), (640, 640), (256, 256), (512, 512), (320, 320), (299, 299), (128, 128),
     (96, 96), (64, 64), (32, 32), (28, 28),
 )  # fmt: skip
-_LENGTHS = (16, 128, 1, 64, 16_000)
+_LENGTHS = (16, 128, 1, 64, 512, 16_000)
 
 
 def runnable_shapes(
-    model: ModelSource, signature: Signature, given: Mapping[str, Shape] | None = None
+    model: ModelSource,
+    signature: Signature,
+    given: Mapping[str, Shape] | None = None,
+    values: Mapping[str, Array] | None = None,
 ) -> dict[str, Shape]:
     """Shapes by input name at which the model runs; only what the model and the user leave open is tried.
 
@@ -36,6 +41,7 @@ def runnable_shapes(
         model: the model in any form.
         signature: its interface.
         given: shapes the user gave.
+        values: values the user gave, for inputs that are the same in every sample.
 
     Returns:
         ``given``, and a shape for every input with a dynamic dim besides the batch.
@@ -47,7 +53,9 @@ def runnable_shapes(
     from condensec.runner import Session
 
     given = dict(given or {})
-    open_inputs = [s for s in signature.inputs if s.name not in given and _is_open(s)]
+    check_given(values or {}, [spec.name for spec in signature.inputs])
+    settled = {*given, *(name for name, value in (values or {}).items() if value.ndim), *signature.sides}
+    open_inputs = [s for s in signature.inputs if s.name not in settled and _is_open(s)]
     if not open_inputs:
         return given
     session = Session(model)
@@ -56,7 +64,7 @@ def runnable_shapes(
     for tried, guess in enumerate(_guesses(open_inputs), 1):  # noqa: B007
         shapes = {**given, **guess}
         try:
-            samples = synthetic(signature, count=session.batch_size or 1, shapes=shapes)
+            samples = synthetic(signature, count=session.batch_size or 1, shapes=shapes, values=values)
             session.run_samples(samples)
         except ModelError:
             raise

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from condensec.errors import CondensecError, DataError, ModelError, PostconditionError
+from condensec.data.side import batch_of, sample_axis, single_call
+from condensec.errors import CondensecError, DataError, PostconditionError
 from condensec.runtime_errors import raise_load_error, raise_run_error
 from condensec.serialized import add_outputs, locate
 
@@ -142,6 +143,10 @@ class Session:
         self.inputs: tuple[Port, ...] = tuple(_port(arg) for arg in self._raw.get_inputs())
         self.outputs: tuple[Port, ...] = tuple(_port(arg) for arg in self._raw.get_outputs())
         self._by_name = {port.name: port for port in self.inputs}
+        ranked = _ranked(source) if any(not port.shape for port in self.inputs) else set()
+        own = self.outputs if not extra_outputs else [p for p in self.outputs if p.name not in extra_outputs]
+        self.ports = [(p.name, p.shape, bool(p.shape) or p.name in ranked) for p in self.inputs]
+        self._sample_axis = {p.name: sample_axis(self.ports, p.shape) for p in own}
 
     def _prepare(self, model: ModelSource, extra: tuple[str, ...], options: Any) -> str | bytes:
         """What to hand to onnxruntime: a path or bytes; sets the weights' folder where one is needed."""
@@ -169,18 +174,8 @@ class Session:
 
     @property
     def batch_size(self) -> int | None:
-        """The fixed batch size (axis 0 of the inputs), or None where it's dynamic.
-
-        Raises:
-            ModelError: inputs are fixed to different batch sizes.
-        """
-        sizes = {port.shape[0] for port in self.inputs if port.shape and isinstance(port.shape[0], int)}
-        if len(sizes) > 1:
-            raise ModelError(
-                f"{self._label}: inputs are fixed to different batch sizes {sorted(map(str, sizes))}",
-                hint="axis 0 of every input has to be the sample axis",
-            )
-        return int(str(sizes.pop())) if sizes else None
+        """The fixed batch size (axis 0 of the inputs), or None where it's dynamic."""
+        return batch_of(self.ports)
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run once.
@@ -241,8 +236,15 @@ class Session:
                 feeds = {name: _pad(array, size) for name, array in feeds.items()}
             rows = size if fixed is not None else valid
             for name, value in self.run(feeds, outputs).items():
-                parts.setdefault(name, []).append(_trim(value, rows, valid))
+                parts.setdefault(name, []).append(_trim(self.by_sample(name, value), rows, valid))
         return {name: _concatenate(name, values) for name, values in parts.items()}
+
+    def by_sample(self, name: str, value: np.ndarray) -> np.ndarray:
+        """An output with samples along axis 0; see `condensec.data.side.sample_axis`."""
+        axis = self._sample_axis.get(name, 0)
+        if axis is None:
+            return value if value.shape[:1] == (1,) else value[None]
+        return np.moveaxis(value, axis, 0) if axis and axis < value.ndim else value
 
     def prepared(self, feeds: Arrays) -> Callable[[], None]:
         """A call without checks and with as little overhead as Python allows (about 4 us), for timing.
@@ -273,12 +275,13 @@ class Session:
     def _checked(self, feeds: Arrays) -> dict[str, np.ndarray]:
         """The feeds this graph takes, contiguous, or an error that names the array."""
         checked: dict[str, np.ndarray] = {}
+        feeds = single_call(self.ports, feeds)
         for port in self.inputs:
             array = feeds.get(port.name)
             if array is None:
                 raise DataError(f"{self._label}: input '{port.name}' isn't among the arrays {sorted(feeds)}")
             _check_fit(port, array)
-            checked[port.name] = np.ascontiguousarray(array) if array.ndim else array
+            checked[port.name] = np.ascontiguousarray(array) if array.ndim else np.asarray(array)
         return checked
 
 
@@ -300,6 +303,20 @@ def _port(arg: Any) -> Port:
     match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
     dtype = _DTYPES.get(match.group(1)) if match else None
     return Port(arg.name, None if dtype is None else np.dtype(dtype), tuple(arg.shape))
+
+
+def _ranked(source: str | bytes) -> set[str]:
+    """Inputs whose rank the model states: onnxruntime gives the same shape for a scalar and for no shape."""
+    import onnx
+
+    try:
+        if isinstance(source, bytes):
+            proto = onnx.load_model_from_string(source)
+        else:
+            proto = onnx.load(source, load_external_data=False)
+    except Exception:  # onnxruntime's own format
+        return set()
+    return {value.name for value in proto.graph.input if value.type.tensor_type.HasField("shape")}
 
 
 def _check_fit(port: Port, array: np.ndarray) -> None:

@@ -1,14 +1,15 @@
-"""The language of zeros: ``unstructured=0.9``, ``unstructured=0.9:wanda``, ``2:4``."""
+"""The language of zeros: ``unstructured=0.9``, ``unstructured=0.9:wanda``, ``2:4``, ``1x4=0.5``."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from condensec.errors import ConfigError
 
 METHODS = ("obs", "wanda", "magnitude", "layerwise")
 _SHARE = re.compile(r"unstructured=([0-9.]+)(?::([a-z]+))?")
+_BLOCKS = re.compile(r"1x([0-9]{1,4})=([0-9.]+)(?::([a-z]+))?")
 _GROUP = re.compile(r"([0-9]{1,4}):([0-9]{1,4})(?::([a-z]+))?")
 
 
@@ -17,10 +18,11 @@ class Sparsity:
     """Zeros that were asked for.
 
     Attributes:
-        name: the pattern's file in `condensec.passes.patterns`: ``unstructured`` or ``n_m``.
+        name: the pattern's file in `condensec.passes.patterns`: ``unstructured``, ``n_m`` or ``blocks``.
         share: of the weights that become zero, in (0, 1).
         n: of every ``m`` consecutive weights along the contraction at most ``n`` stay; 0 for unstructured.
         m: see ``n``.
+        width: of blocks that go as one, else 0.
         method: one of `METHODS`, or empty: obs where there is data, else magnitude.
     """
 
@@ -29,9 +31,16 @@ class Sparsity:
     n: int = 0
     m: int = 0
     method: str = ""
+    width: int = 0
+
+    @property
+    def unit(self) -> int:
+        """Of so many input channels a weight needs a multiple."""
+        return self.m or self.width or 1
 
     def __str__(self) -> str:
-        text = f"{self.n}:{self.m}" if self.m else f"{self.name}={self.share:g}"
+        name = f"1x{self.width}" if self.width else self.name
+        text = f"{self.n}:{self.m}" if self.m else f"{name}={self.share:g}"
         return f"{text}:{self.method}" if self.method else text
 
 
@@ -42,17 +51,19 @@ def parse_sparsity(text: str) -> Sparsity | None:
         ConfigError: it is one that can't be.
     """
     share, group = _SHARE.fullmatch(text), _GROUP.fullmatch(text)
+    blocks = _BLOCKS.fullmatch(text)
+    if blocks is not None:
+        found = _unstructured(text, blocks.group(2), _known(text, blocks.group(3) or ""))
+        if int(blocks.group(1)) < 2:
+            raise ConfigError(f"--patterns '{text}': a block has two weights or more", hint="write 1x4=0.5")
+        return replace(found, name="blocks", width=int(blocks.group(1)))
     if share is None and group is None:
         if text.partition("=")[0] == "unstructured":
             raise ConfigError(
                 f"--patterns '{text}' can't be read", hint="write for instance unstructured=0.9"
             )
         return None
-    method = (share.group(2) if share else group.group(3) if group else "") or ""
-    if method and method not in METHODS:
-        raise ConfigError(
-            f"--patterns '{text}': unknown method '{method}'", hint=f"known: {', '.join(METHODS)}"
-        )
+    method = _known(text, (share.group(2) if share else group.group(3) if group else "") or "")
     if share is not None:
         return _unstructured(text, share.group(1), method)
     assert group is not None
@@ -64,6 +75,14 @@ def parse_sparsity(text: str) -> Sparsity | None:
     if method == "layerwise":
         raise ConfigError(f"--patterns '{text}': N:M is the same share in every layer", hint="leave it out")
     return Sparsity("n_m", 1 - n / m, n, m, method)
+
+
+def _known(text: str, method: str) -> str:
+    if method and method not in METHODS:
+        raise ConfigError(
+            f"--patterns '{text}': unknown method '{method}'", hint=f"known: {', '.join(METHODS)}"
+        )
+    return method
 
 
 def _unstructured(text: str, number: str, method: str) -> Sparsity:

@@ -117,6 +117,10 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], float | int | str], str]] = {
     "freeze": ("freeze", str, "a regular expression without commas"),
     "patience": ("patience", int, "validations without a better one, 0 = never stop early"),
     "views": ("views", int, "augmented views used in turn, 0 = a new one for every epoch"),
+    # of the stack, not of one training: no field of HealOptions
+    "zeros": ("", float, "the share of the training for zeros, from 0 to below 1"),
+    "quantized": ("", float, "the share of the training for int8 graphs, from 0 to below 1"),
+    "qat": ("", str, "on, off or auto (int8 graphs are trained where they lose over half of the guard)"),
 }
 _ALLOWED: dict[str, Callable[[Any], bool]] = {
     "lr": lambda v: 0 < v < math.inf,
@@ -129,6 +133,9 @@ _ALLOWED: dict[str, Callable[[Any], bool]] = {
     "freeze": _is_pattern,
     "patience": lambda v: v >= 0,
     "views": lambda v: v >= 0,
+    "zeros": lambda v: 0 <= v < 1,
+    "quantized": lambda v: 0 <= v < 1,
+    "qat": lambda v: v in ("on", "off", "auto"),
 }
 
 
@@ -164,7 +171,11 @@ class Heal:
     @property
     def options(self) -> dict[str, Any]:
         """The further settings as fields of `condensec.healing.HealOptions`."""
-        return {_SETTINGS[name][0]: value for name, value in self.settings}
+        return {_SETTINGS[name][0]: value for name, value in self.settings if _SETTINGS[name][0]}
+
+    def of_stack(self, name: str, default: Any) -> Any:
+        """A setting of the stack: ``zeros``, ``quantized`` or ``qat``."""
+        return dict(self.settings).get(name, default)
 
     def __str__(self) -> str:
         text = {"epochs": f"epochs={self.epochs}", "minutes": f"minutes={self.minutes or 0:g}"}
@@ -267,15 +278,33 @@ def parse_losses(text: str) -> dict[str, float]:
 # -- patterns ---------------------------------------------------------------------------------------
 
 LAYERS = "layers"
-UNIT_PATTERNS = ("channels", "heads", "neurons", LAYERS)
+NOTHING = "none"  # no unit goes: for a stack of zeros or of quantization alone
+KIND_PATTERNS: dict[str, tuple[str, ...]] = {  # kind of group in plan.json -> patterns that let it go
+    "channel": ("channels",),
+    "head": ("heads",),
+    "kv_head": ("heads", "kv_heads"),
+    "head_dim": ("heads", "head_dims"),
+    "neuron": ("neurons",),
+    "hidden": ("neurons", "hidden"),
+    "expert": ("neurons", "experts"),
+    "rnn_unit": ("neurons", "rnn_units"),
+}
+UNIT_PATTERNS = (
+    *("channels", "heads", "neurons"),
+    *("kv_heads", "head_dims", "hidden", "experts", "rnn_units"),
+    LAYERS,
+)
 DEFAULT_PATTERNS = ("channels", "heads", "neurons")  # a whole layer goes only where that was asked for
 
 
 def parse_patterns(text: str) -> tuple[str, ...]:
-    """A comma-separated list of what may be cut, and at most one pattern of zeros.
+    """A comma-separated list of what may be cut, and at most one pattern of zeros; ``none`` cuts nothing.
+
+    ``heads`` takes groups of grouped-query attention and features of heads along, ``neurons`` all units
+    that aren't channels or heads; the narrower names are for one kind alone.
 
     Raises:
-        ConfigError: an unknown pattern, or two patterns of zeros.
+        ConfigError: an unknown pattern, or two patterns of zeros, or ``none`` beside units.
     """
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     zeros = []
@@ -283,6 +312,9 @@ def parse_patterns(text: str) -> tuple[str, ...]:
         found = parse_sparsity(name)
         if found is not None:
             zeros.append(found)
+        elif name == NOTHING:
+            if set(names) & set(UNIT_PATTERNS):
+                raise ConfigError("--patterns: 'none' and units exclude each other", hint="leave one out")
         elif name not in UNIT_PATTERNS:
             raise ConfigError(
                 f"--patterns: unknown pattern '{name}'",
@@ -306,6 +338,46 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not name or not re.fullmatch(r"[1-9][0-9]*([x,][1-9][0-9]*)*", dims):
         raise ConfigError(f"--shape '{text}' can't be read", hint="write INPUT=1x3x224x224")
     return name, tuple(int(d) for d in re.split("[x,]", dims))
+
+
+def parse_input(text: str) -> tuple[str, str]:
+    """``sr=16000``, ``flag=true``, ``size=480,640``, ``state=zeros.npy``: an input's name and value as text.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    name, _, value = text.partition("=")
+    number = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+    if not name or not re.fullmatch(rf"true|false|{number}(,{number})*|.+\.npy", value):
+        raise ConfigError(
+            f"--input '{text}' can't be read",
+            hint="write INPUT=NUMBER, INPUT=NUMBER,NUMBER, INPUT=true or INPUT=FILE.npy",
+        )
+    return name, value
+
+
+def input_value(name: str, text: str) -> Any:
+    """The array that a value of `parse_input` stands for.
+
+    Raises:
+        DataError: a file can't be read.
+    """
+    import numpy as np
+
+    if text.endswith(".npy"):
+        from pathlib import Path
+
+        from condensec.data.npz import read_npy
+        from condensec.errors import DataError
+
+        path = Path(text)
+        if not path.is_file():
+            raise DataError(f"no such file: {path}", node=name, hint=f"check the path after --input {name}=")
+        return np.asarray(read_npy(path))
+    if text in ("true", "false"):
+        return np.asarray(text == "true")
+    numbers = [float(part) if re.search(r"[.eE]", part) else int(part) for part in text.split(",")]
+    return np.asarray(numbers if "," in text else numbers[0])
 
 
 def _nearest(name: str, known: Iterable[str], label: str) -> str:

@@ -256,13 +256,13 @@ def make_feeds(
     from condensec.serialized import to_ir
 
     spec = signature(to_ir(model))
-    batches = {s.shape[0] for s in spec.inputs if s.shape and isinstance(s.shape[0], int)}
+    batches = set() if spec.batch is None else {spec.batch}
     if strict or not batches:
-        batches |= {shape[0] for shape in (shapes or {}).values() if shape}
+        batches |= {shape[0] for name, shape in (shapes or {}).items() if shape and name not in spec.sides}
     if len(batches) > 1:
         raise ConfigError(f"inputs disagree about the batch size: {sorted(batches)}")
     samples = synthetic(spec, seed=seed, count=batches.pop() if batches else 1, shapes=shapes)
-    return {name: np.ascontiguousarray(array) for name, array in samples.inputs.items()}
+    return spec.call(samples, len(samples))
 
 
 def _open(model: ModelSource, name: str, feeds: Arrays, protocol: Protocol) -> _Opened:

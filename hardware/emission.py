@@ -11,6 +11,7 @@ import numpy as np
 
 from condensec.errors import PostconditionError
 from condensec.hardware.target import Target
+from condensec.model_signature import signature
 from condensec.runner import Session
 
 if TYPE_CHECKING:
@@ -56,19 +57,11 @@ class Request:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Input shapes of one call: the fixed batch size or 1, and the samples' other dims."""
-        found = {}
-        for value in self.model.graph.inputs:
-            name = value.name or ""
-            if name in self.samples.inputs:
-                first = value.shape[0] if value.shape is not None and len(value.shape) else 1
-                batch = first if isinstance(first, int) and first > 0 else 1
-                found[name] = (batch, *self.samples.inputs[name].shape[1:])
-        return found
+        return {name: array.shape for name, array in self.feeds().items()}
 
     def feeds(self) -> dict[str, np.ndarray[Any, Any]]:
         """Real inputs of one call."""
-        index = {name: np.arange(shape[0]) % len(self.samples) for name, shape in self.shapes().items()}
-        return {name: np.ascontiguousarray(self.samples.inputs[name][rows]) for name, rows in index.items()}
+        return signature(self.model).call(self.samples, 1)
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,20 @@ class Target:
         """How numbers for this target are obtained on this very machine, one of `VERIFICATIONS`."""
         return "measured" if self.measurable() else self.verified
 
+    def how_checked(self) -> str:
+        """The same in a line: what stands behind the word on this very machine."""
+        from condensec.hardware import isa
+
+        if self.measurable():
+            return "measured: graphs are timed here"
+        if self.table:
+            return f"{self.verified}: a table of the device"
+        if self.latency == "table" and isa.at_least(isa.detect(), self.isa):
+            return f"{self.verified}: this machine's times, the target's widths"
+        if self.runtime.startswith("onnxruntime"):
+            return f"{self.verified}: by formula; graphs run here"
+        return f"{self.verified}: by formula; nothing runs here"
+
     def measurable(self) -> bool:
         """Whether graphs for this target can be timed on this very machine."""
         from condensec.hardware import isa

@@ -75,7 +75,7 @@ def _split_shared_vectors(graph: ir.Graph) -> dict[str, Split]:
     for name, value in list(graph.initializers.items()):
         uses = list(value.uses())
         tensor = value.const_value
-        if len(uses) < 2 or tensor is None or value in outputs or tensor.dtype in sharing.NO_WEIGHTS:
+        if len(uses) < 2 or tensor is None or value in outputs or not sharing.is_parameter(value):
             continue
         dims = [d for d in tensor.shape.numpy() if d != 1]
         if len(dims) != 1 or dims[0] > sharing.VECTOR_LIMIT:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from condensec.data import Samples
+from condensec.data.side import batch_of, single_call
 from condensec.passes.closing import close_bodies
 from condensec.passes.fidelity import Outputs, sample_errors, standard_error
 from condensec.passes.groups import Analysis, Group
@@ -210,7 +211,7 @@ class _Run:
     ) -> None:
         self._work, self._samples, self._threads = work, samples, threads
         self._metric, self._progress = metric, progress
-        session = Session(work.line.model, threads=threads)
+        self._session = session = Session(work.line.model, threads=threads)
         self._batches = list(batches(session, samples))
         self._size = session.batch_size or BATCH
         self._reference: dict[str, Array] = {}
@@ -291,10 +292,8 @@ class _Run:
 
     def _joined(self, parts: Sequence[Outputs], count: int) -> dict[str, Array]:
         """Outputs of the first samples; those in front of the segment are the original's."""
-        found = {
-            name: np.concatenate([p[name] for p in parts])[:count] if parts[0][name].ndim else parts[0][name]
-            for name in parts[0]
-        }
+        rows = {name: [self._session.by_sample(name, p[name]) for p in parts] for name in parts[0]}
+        found = {n: np.concatenate(p)[:count] if p[0].ndim else p[0] for n, p in rows.items()}
         before = {n: a[:count] if a.ndim else a for n, a in self._reference.items() if n not in found}
         return {**before, **found}
 
@@ -337,16 +336,15 @@ def batches(session: Session, samples: Samples) -> list[Batch]:
     for first in range(0, count, size):
         stop = first + size if session.batch_size else min(first + size, count)
         index = np.minimum(np.arange(first, stop), count - 1)
-        found.append({n: np.ascontiguousarray(a[index]) for n, a in samples.inputs.items()})
+        feeds = {n: np.ascontiguousarray(a[index]) for n, a in samples.inputs.items()}
+        found.append(single_call(session.ports, feeds))
     return found
 
 
 def batch_size(session: Session, limit: int = BATCH) -> int:
     """Samples a call: the model's own batch where it is fixed."""
-    for port in session.inputs:
-        if port.shape and isinstance(port.shape[0], int) and not port.name.startswith("condensec.mask"):
-            return port.shape[0]
-    return limit
+    own = [port for port in session.ports if not port[0].startswith("condensec.mask")]
+    return batch_of(own) or limit
 
 
 def run(session: Session, samples: Samples, masks: Mapping[str, Array]) -> dict[str, Array]:
@@ -357,7 +355,8 @@ def run(session: Session, samples: Samples, masks: Mapping[str, Array]) -> dict[
     for first in range(0, count, size):
         index = np.minimum(np.arange(first, first + size), count - 1)[: size if size != 32 else count - first]
         feeds = {name: np.ascontiguousarray(array[index]) for name, array in samples.inputs.items()}
-        parts.append(session.run({**feeds, **masks}))
+        found = session.run({**feeds, **masks})
+        parts.append({name: session.by_sample(name, value) for name, value in found.items()})
     return {
         name: np.concatenate([p[name] for p in parts])[:count] if parts[0][name].ndim else parts[0][name]
         for name in parts[0]

@@ -25,6 +25,9 @@ VIEWS = names("Cast DequantizeLinear Flatten Identity Reshape Squeeze Transpose 
 VECTOR_LIMIT = 1 << 16  # a shared vector longer than this is a real shared weight, not a deduplicated bias
 # Shapes, indices and text, not parameters.
 NO_WEIGHTS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING)
+_INT32_BIASES = frozenset(  # operator and input; a zero-point goes with its bias
+    (("DequantizeLinear", 0), ("DequantizeLinear", 2), ("QGemm", 6), ("QLinearConv", 8))
+)
 _TRIES = 8  # clusters a copy is held against
 
 
@@ -72,7 +75,9 @@ def part(graph: ir.Graph, splits: dict[str, Split]) -> list[Family]:
         tensor, places = value.const_value, value.uses()
         if len(places) < 2 and not any(use.node.op_type in VIEWS for use in places):
             continue
-        if tensor is None or tensor.size < 2 or tensor.dtype in NO_WEIGHTS or value.is_graph_output():
+        if tensor is None or tensor.size < 2 or value.is_graph_output():
+            continue
+        if not is_parameter(value):
             continue
         found = _users(graph, value)
         if found is None or len(found) < 2:
@@ -81,6 +86,18 @@ def part(graph: ir.Graph, splits: dict[str, Split]) -> list[Family]:
         uses = [_copied(graph, value, number, *use, splits) for number, use in enumerate(found)]
         families.append(Family(name, not vector, uses))
     return families
+
+
+def is_parameter(value: ir.Value) -> bool:
+    """Whether a constant holds numbers to compute with, not indices, sizes or text.
+
+    Of 32-bit integers only biases of quantized layers do: the quantizer makes equal ones one.
+    """
+    tensor = value.const_value
+    if tensor is None or tensor.dtype not in NO_WEIGHTS:
+        return tensor is not None
+    places = [(use.node.op_type, use.idx) for use in value.uses()]
+    return tensor.dtype is ir.DataType.INT32 and bool(places) and set(places) <= _INT32_BIASES
 
 
 def _users(graph: ir.Graph, value: ir.Value) -> list[tuple[ir.Node, int, tuple[ir.Node, ...]]] | None:
@@ -109,7 +126,7 @@ def _shared(value: ir.Value) -> bool:
     """Whether a view's own parameter, of several numbers, has other users."""
     tensor = value.const_value
     assert tensor is not None
-    return tensor.size > 1 and tensor.dtype not in NO_WEIGHTS and len(value.uses()) > 1
+    return tensor.size > 1 and is_parameter(value) and len(value.uses()) > 1
 
 
 def _copied(
@@ -132,7 +149,7 @@ def _copied(
     for view in chain:
         inputs: list[ir.Value | None] = [current]
         for own in view.inputs[1:]:
-            if own is not None and own.const_value is not None and own.const_value.dtype not in NO_WEIGHTS:
+            if own is not None and own.const_value is not None and is_parameter(own):
                 root = splits[own.name].of if own.name in splits else own.name or ""
                 if own.const_value.size > 1:
                     own = _copy(graph, own, number)

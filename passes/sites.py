@@ -86,10 +86,9 @@ def consumer(analysis: Analysis, site: Site) -> Array:
     ):
         return plain
     other = node.inputs[1 - site.index] if site.index in (0, 1) else None
-    tensor = other.const_value if other is not None and other.is_initializer() else None
-    if other is None or tensor is None:
+    weight = None if other is None else _stored(other)
+    if weight is None:
         return plain
-    weight = tensor.numpy().astype(np.float32, copy=False)
     if "Conv" in node.op_type:
         found = _of_convolution(node, weight, size)
     else:
@@ -99,6 +98,27 @@ def consumer(analysis: Analysis, site: Site) -> Array:
             return plain
         found = weight.T if turned == (site.index == 0) else weight
     return found if len(found) == size else plain
+
+
+def _stored(value: ir.Value) -> Array | None:
+    """A weight as floats: stored as such, or as integers behind a DequantizeLinear."""
+    node = value.producer()
+    if value.is_initializer() and value.const_value is not None:
+        return value.const_value.numpy().astype(np.float32, copy=False)
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    parts = []
+    for source in node.inputs:
+        if source is None or not source.is_initializer() or source.const_value is None:
+            return None
+        parts.append(source.const_value.numpy().astype(np.float32))
+    stored, rank = parts[0], parts[0].ndim
+    axis = node.attributes["axis"].as_int() % rank if "axis" in node.attributes and rank else min(1, rank)
+    shape = [-1 if i == axis else 1 for i in range(rank)]
+    if any(p.size > 1 and (p.ndim != 1 or p.size != stored.shape[axis]) for p in parts[1:]):
+        return None  # in blocks
+    scale, *point = (p.reshape(()) if p.size == 1 else p.reshape(shape) for p in parts[1:])
+    return np.asarray((stored - point[0]) * scale if point else stored * scale)
 
 
 def _of_convolution(node: ir.Node, weight: Array, size: int) -> Array:

@@ -84,6 +84,24 @@ def _standard(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
     return [_keeping(node, node.op_type, node.input, [a.name for a in node.attribute])]
 
 
+def _product_of_integers(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    return [helper.make_node("Add", [node.input[0], node.input[2]], node.output[:1])]
+
+
+def _reduction(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    """ReduceSum has its axes as an input from opset 13 on; quantized graphs are that young."""
+    axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
+    keep = next((int(a.i) for a in node.attribute if a.name == "keepdims"), 1)
+    name = f"{node.output[0]}.condensec.axes"
+    if axes is None:
+        return [helper.make_node("ReduceSum", node.input[:1], node.output[:1], keepdims=keep)]
+    value = helper.make_tensor(name, onnx.TensorProto.INT64, [len(axes)], axes)
+    return [
+        helper.make_node("Constant", [], [name], value=value),
+        helper.make_node("ReduceSum", [node.input[0], name], node.output[:1], keepdims=keep),
+    ]
+
+
 def _where(node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
     return [helper.make_node("Where", [node.input[0], node.input[1], node.input[4]], node.output[:1])]
 
@@ -166,6 +184,9 @@ _FUNCTIONS: dict[str, StandIn] = {
     "QLinearAdd": _binary,
     "QLinearWhere": _where,
     "QLinearMul": _binary,
+    "MulInteger": _product_of_integers,
+    "QLinearReduceMean": _reduction,
+    "ReduceSumInteger": _reduction,
     "QLinearConcat": _concat,
     "QLinearAveragePool": _pool,
     "QLinearGlobalAveragePool": _pool,

@@ -16,7 +16,7 @@ from condensec.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# what other programs are told, and where that is run: in a benchmark, by `make`, or when an environment is set up
+# what other programs are told, and where that is run: in a benchmark, by `make`, or in setting up
 ELSEWHERE = {
     "make demo": "the demo itself",
     "pip install .": "make demo, make test",

@@ -147,3 +147,21 @@ def test_the_least_a_cut_leaves_and_what_fixes_it() -> None:
         "depthwise": pytest.approx(macs["Conv3"] / sum(macs.values())),
         "graph output 'y'": pytest.approx(macs["Gemm6"] / sum(macs.values())),
     }
+
+
+def test_medians_of_seeds_are_by_run_and_of_numbers_only(tmp_path: Path) -> None:
+    controls = _load("quality/controls")
+    task = controls.Task(Path("m.onnx"), [], "macs<=0.5x", 1.0, lambda path: {}, tmp_path, 3)
+
+    def compared(one: object) -> list[dict[str, object]]:
+        seed = one.seed  # type: ignore[attr-defined]
+        assert one.output == tmp_path / f"seed{seed}"  # type: ignore[attr-defined]
+        return [{"run": "a", "top-1 %": 90.0 + seed, "change": "x"}, {"run": "b", "top-1 %": 10.0 * seed}]
+
+    rows = controls.seeded(task, 3, compared)
+    assert len(rows) == 8
+    assert rows[-2] == {"run": "a", "seed": "median", "top-1 %": 94.0}
+    assert rows[-1] == {"run": "b", "seed": "median", "top-1 %": 40.0}
+    assert rows[0] == {"run": "a", "seed": 3, "top-1 %": 93.0, "change": "x"}
+    alone = controls.seeded(task, 1, lambda one: [{"run": "a", "top-1 %": float(one.seed)}])
+    assert alone == [{"run": "a", "top-1 %": 3.0}]

@@ -26,6 +26,7 @@ from condensec.report.model import read_report
 from condensec.runner import Session
 from condensec.sparsity import Sparsity, parse_sparsity
 from condensec.stages import patterns as stage
+from condensec.stages import zeros as zeros_stage
 
 FAST: dict[str, Any] = {"target": "mobile-cpu", "heal": "off", "max_drop": float("inf"), "jobs": 1}
 
@@ -279,9 +280,9 @@ def test_the_checker_finds_a_violation() -> None:
 def test_filled_zeros_are_noticed() -> None:
     mask = np.array([True, False])
     zeros = {"w": Zeros(mask, np.array([1.0, 0.0]), 0.0)}
-    stage._keep_zeros(zeros, {"w": np.array([2.0, 0.0])})
+    zeros_stage.keep_zeros(zeros, {"w": np.array([2.0, 0.0])})
     with pytest.raises(PostconditionError, match="filled zeros of 'w'"):
-        stage._keep_zeros(zeros, {"w": np.array([2.0, 1e-9])})
+        zeros_stage.keep_zeros(zeros, {"w": np.array([2.0, 1e-9])})
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
@@ -326,3 +327,103 @@ def test_training_keeps_the_zeros(model: Path, data: Path, tmp_path: Path) -> No
     assert report.healing.steps > 0
     assert found.healed_how == "epochs=1"  # the trained weights are those that were written
     assert found.share_reached == pytest.approx(0.8, abs=1e-3)
+
+
+def test_blocks_go_as_one_or_stay(model: Path, data: Path, tmp_path: Path) -> None:
+    from condensec.passes.patterns import torn
+
+    report = api.compress(model, output=tmp_path / "o", data=data, patterns="1x4=0.5", **FAST)
+    (found,) = report.patterns
+    assert (report.status, found.violations) == ("ok", 0)
+    assert found.share_reached == pytest.approx(0.5, abs=0.02)
+    assert any("no multiple of 4" in reason for reason in found.left_out.values())
+    place = product((8, 4), 1)
+    array = np.ones((8, 4), np.float32)
+    array[:4] = 0
+    assert torn(place, array, 4) == 0
+    array[4, 1] = 0
+    assert torn(place, array, 4) == 1
+
+
+@pytest.mark.parametrize("text", ["1x4=0.5", "1x8=0.25:wanda", "1x2=0.9:magnitude"])
+def test_blocks_are_read_and_written_back(text: str) -> None:
+    found = parse_sparsity(text)
+    assert found is not None
+    assert (str(found), found.name) == (text, "blocks")
+    for wrong in ("1x1=0.5", "1x4=1.5", "1x4=0.5:best"):
+        with pytest.raises(ConfigError):
+            parse_sparsity(wrong)
+
+
+def test_a_block_costs_what_its_weights_do() -> None:
+    from condensec.passes.patterns.blocks import best as best_blocks
+
+    prices = np.array([[9.0, 0.0, 1.0, 1.0], [2.0, 2.0, 0.5, 0.1]])
+    assert best_blocks(prices, 0.5, 2).tolist() == [[True, True, False, False], [True, True, False, False]]
+
+
+def test_many_zeros_come_in_rounds(model: Path, data: Path, tmp_path: Path) -> None:
+    options = {**FAST, "heal": "minutes=0.4,closed-form=off,lr=0.01,batch=16", "data": data}
+    report = api.compress(model, output=tmp_path / "o", patterns="unstructured=0.8:magnitude", **options)
+    (found,) = report.patterns
+    assert found.share_reached == pytest.approx(0.8, abs=1e-3)
+    assert found.notes[0].startswith("in 4 rounds")
+
+
+def test_zeros_are_stored_sparse_where_the_runtime_reads_it(model: Path, data: Path, tmp_path: Path) -> None:
+    options = {**FAST, "data": data, "patterns": "unstructured=0.9:magnitude"}
+    sizes, outputs = {}, {}
+    for sparse in (False, True):
+        folder = tmp_path / str(sparse)
+        report = api.compress(model, output=folder, sparse=sparse, **options)
+        path = folder / "mobile-cpu" / "model.onnx"
+        sizes[sparse] = path.stat().st_size
+        assert report.targets["mobile-cpu"].bytes == sizes[sparse]
+        feeds = {"input": np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)}
+        outputs[sparse] = next(iter(Session(path).run(feeds).values()))
+        kept = onnx.load(path).graph
+        assert bool(kept.sparse_initializer) == sparse
+    assert sizes[True] < 0.7 * sizes[False]
+    assert np.array_equal(outputs[True], outputs[False])
+
+
+def test_weights_stay_dense_where_sparse_is_larger_or_not_read(tmp_path: Path) -> None:
+    from condensec.hardware.sparse import store
+
+    path = save(mlp(), tmp_path)
+    before = path.read_bytes()
+    assert "none has so many zeros" in store(path, "onnxruntime")
+    assert "tensorrt doesn't read" in store(path, "tensorrt")
+    assert path.read_bytes() == before
+
+
+def test_a_training_that_ended_is_not_repeated_when_a_run_is_resumed(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from condensec.stages import finish
+    from condensec.stages.heal import Healer
+
+    trained: list[float] = []
+    train = Healer.train
+
+    def counted(self: Healer, *args: Any, **more: Any) -> Any:
+        trained.append(args[2])
+        return train(self, *args, **more)
+
+    def stopped(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Healer, "train", counted)
+    options = {**FAST, "heal": "epochs=1,closed-form=off,lr=0.01,batch=16", "data": data}
+    options |= {"output": tmp_path / "o", "patterns": "unstructured=0.5:magnitude"}
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "write_model", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            api.compress(model, **options)
+    assert len(trained) == 1
+    report = api.compress(model, resume=True, **options)
+    assert len(trained) == 1
+    assert report.patterns[0].healed_how == "epochs=1"
+    assert not (tmp_path / "o" / "state").exists()
+    api.compress(model, **options)
+    assert len(trained) == 2  # the control: a fresh start trains

@@ -60,6 +60,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20, help="of training in each run (default: 20)")
     parser.add_argument("--train", type=int, default=50000, help="training images used (default: all)")
     parser.add_argument("--step", type=float, default=0.1)
+    parser.add_argument("--seeds", type=int, default=1, help="so many, from --seed on, and their medians")
     parser.add_argument("--torch", type=Path, metavar="PYTHON", help="beside Torch-Pruning")
     parser.add_argument("--runs", nargs="+", choices=controls.NAMES, default=list(controls.NAMES))
     options, further = parser.parse_known_args()
@@ -79,8 +80,12 @@ def main() -> int:
         model, ["--data", str(data["train"]), "--val", str(data["validation"]), "--metric", "top1"],
         f"macs<={1 / options.fewer:.4f}x", options.minutes, judge, output, options.seed, options.step,
     )  # fmt: skip
-    rows = controls.compare(task, options.runs, options.fewer**-0.5, ["--align", "1", *further])
-    rows += [beside(task, options, data, name) for name in IMPORTANCES if options.torch]
+
+    def compared(one: controls.Task) -> list[dict[str, object]]:
+        rows = controls.compare(one, options.runs, options.fewer**-0.5, ["--align", "1", *further])
+        return rows + [beside(one, options, data, name) for name in IMPORTANCES if options.torch]
+
+    rows = controls.seeded(task, options.seeds, compared)
     print(f"\nResNet-{options.depth}, CIFAR-10, {options.fewer:g}x fewer MACs\n\n{common.table(rows)}")
     common.write_json(options.output / f"{name}.json", {"rows": rows}, started)
     return 0

@@ -8,11 +8,12 @@ as long.
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,35 @@ def compare(
             rows.append(run(task, name, further))
         print(common.table([rows[0], rows[-1]]), file=sys.stderr, flush=True)
     return rows
+
+
+def seeded(
+    task: Task, count: int, compared: Callable[[Task], list[dict[str, object]]]
+) -> list[dict[str, object]]:
+    """Rows of several seeds, each in a folder of its own; of more than one the medians come last.
+
+    Only what is random in condensec differs: order of training, synthetic draws, the data's split.
+    """
+    rows: list[dict[str, object]] = []
+    for seed in range(task.seed, task.seed + count):
+        output = task.output if count == 1 else task.output / f"seed{seed}"
+        found = compared(replace(task, seed=seed, output=output))
+        rows += found if count == 1 else [{"run": row.pop("run"), "seed": seed, **row} for row in found]
+    return rows + (medians(rows) if count > 1 else [])
+
+
+def medians(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """The median of every number, by run."""
+    found: list[dict[str, object]] = []
+    for name in dict.fromkeys(str(row["run"]) for row in rows):
+        same = [row for row in rows if row["run"] == name]
+        numbers = {
+            key: statistics.median(float(str(row[key])) for row in same)
+            for key, value in same[0].items()
+            if isinstance(value, int | float) and key != "seed" and all(key in row for row in same)
+        }
+        found.append({"run": name, "seed": "median", **numbers})
+    return found
 
 
 NAMES = (

@@ -143,6 +143,7 @@ def main() -> int:
     parser.add_argument("--uniform", type=float, default=0.75, metavar="SHARE")
     parser.add_argument("--minutes", type=float, default=5, help="of training in each run (default: 5)")
     parser.add_argument("--step", type=float, default=0.1)
+    parser.add_argument("--seeds", type=int, default=1, help="so many, from --seed on, and their medians")
     parser.add_argument("--runs", nargs="+", choices=controls.NAMES, default=list(controls.NAMES))
     options, further = parser.parse_known_args()
     if options.subject in ("minilm", "efficientnet") and options.models is None:
@@ -158,7 +159,9 @@ def main() -> int:
         subject.model, subject.data, f"latency<={1 / faster:.4f}x", options.minutes, subject.judge,
         output, options.seed, options.step, subject.path,
     )  # fmt: skip
-    rows = controls.compare(task, options.runs, options.uniform, further)
+    rows = controls.seeded(
+        task, options.seeds, lambda one: controls.compare(one, options.runs, options.uniform, further)
+    )
     print(f"\n{options.subject}, {faster:g}x faster\n\n{common.table(rows)}")
     common.write_json(options.output / f"{options.subject}.json", {"rows": rows}, started)
     return 0

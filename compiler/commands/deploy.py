@@ -54,6 +54,7 @@ def emit(
     metric: o.MetricName = None,
     max_drop: o.MaxDrop = None,
     shape: o.Shape = None,
+    input: o.Input = None,
     quantize: o.Quantize = None,
     calibrate: o.Calibrate = None,
     seed: o.Seed = None,
@@ -67,7 +68,7 @@ def emit(
     """Write a model as each target's runtime wants it, without cutting anything."""
     _emit(
         model, output, ort, target=target, data=data, val=val, metric=metric, max_drop=max_drop, shape=shape,
-        quantize=quantize, calibrate=calibrate, seed=seed, jobs=jobs,
+        input=input, quantize=quantize, calibrate=calibrate, seed=seed, jobs=jobs,
     )  # fmt: skip
 
 
@@ -79,6 +80,7 @@ def quantize(
     metric: o.MetricName = None,
     max_drop: o.MaxDrop = None,
     shape: o.Shape = None,
+    input: o.Input = None,
     quantize: _Precision = "auto",
     calibrate: o.Calibrate = None,
     seed: o.Seed = None,
@@ -91,7 +93,7 @@ def quantize(
     """Write a model in lower precision for each target, where that is faster."""
     _emit(
         model, output, False, target=target, data=data, val=val, metric=metric, max_drop=max_drop,
-        shape=shape, quantize=quantize, calibrate=calibrate, seed=seed, jobs=jobs,
+        shape=shape, input=input, quantize=quantize, calibrate=calibrate, seed=seed, jobs=jobs,
     )  # fmt: skip
 
 
@@ -157,11 +159,16 @@ def _samples(settings: Config, signature: Any) -> tuple[Samples, _Guard | None]:
     from condensec.probe import runnable_shapes
     from condensec.runner import Session
 
+    values = settings.input_values
     if settings.data is None:
-        shapes = runnable_shapes(settings.model, signature, settings.input_shapes)
-        return data.synthetic(signature, seed=settings.seed, count=_MADE_UP, shapes=shapes), None
-    given = data.load(settings.data, signature, seed=settings.seed)
-    held = None if settings.val is None else data.load(settings.val, signature, seed=settings.seed)
+        shapes = runnable_shapes(settings.model, signature, settings.input_shapes, values)
+        made = data.synthetic(signature, seed=settings.seed, count=_MADE_UP, shapes=shapes, values=values)
+        return made, None
+    given, held = (
+        None if where is None else data.load(where, signature, seed=settings.seed, values=values)
+        for where in (settings.data, settings.val)
+    )
+    assert given is not None
     splits = data.split(given, held, seed=settings.seed)
     metric = resolve(settings.metric, splits.validation, signature)
     reference = Session(settings.model, threads=settings.jobs).run_samples(splits.validation)

@@ -91,6 +91,7 @@ def heal(
     val: o.Val = None,
     metric: o.MetricName = None,
     heal: _HowLong = "epochs=3",
+    input: o.Input = None,
     augment: o.Augment = None,
     loss: o.Loss = None,
     plan: _PlanFile = None,
@@ -115,7 +116,7 @@ def heal(
     refuse_overwriting(path, pruned, teacher)
     settings = configure(
         model=pruned, data=data, val=val, metric=metric, max_drop="inf", freeze=freeze, seed=seed, jobs=jobs,
-        augment=augment, loss=loss, heal=heal,
+        augment=augment, loss=loss, heal=heal, input=input,
     )  # fmt: skip
     slices = None if plan is None else read_plan(Path(plan)).slices
     result = _trained(settings, Path(teacher), path, slices)

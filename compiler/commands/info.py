@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from condensec import console
 from condensec.commands import options as o
 from condensec.commands.tables import table
+
+if TYPE_CHECKING:
+    from condensec.hardware.target import Target
 
 
 def report(
@@ -54,7 +57,9 @@ def targets(json: o.Json = False, quiet: o.Quiet = False, verbose: o.Verbose = 0
     rows, documents = [], []
     for target in all_targets().values():
         reason = target.available()
-        rows.append((target.name, target.summary, reason or target.how_verified()))
+        rows.append(
+            (target.name, target.summary, _channels(target), _emits(target), reason or target.how_checked())
+        )
         documents.append(
             {
                 "name": target.name,
@@ -65,13 +70,48 @@ def targets(json: o.Json = False, quiet: o.Quiet = False, verbose: o.Verbose = 0
                 "grid": target.grid,
                 "dialect": target.dialect,
                 "verified": target.verified,
+                "how_verified": target.how_verified(),
+                "how_checked": target.how_checked(),
+                "alignment": {precision: dict(kinds) for precision, kinds in target.hard.items()},
+                "file_format": target.file_format,
+                "fixed_shapes": target.fixed_shapes,
+                "sparsity": list(target.sparsity),
                 "unavailable": reason,
             }
         )
     screen = console.current()
-    screen.result(table(("target", "what it is", "checked here"), rows), {"schema": 1, "targets": documents})
+    screen.result(
+        table(("target", "what it is", "channels", "emits", "checked here"), rows),
+        {"schema": 1, "targets": documents},
+    )
     for name, why in problems().items():
         screen.note(f"the plugin {name} couldn't be loaded: {why}")
+
+
+def _channels(target: Target) -> str:
+    """Which numbers of channels are fast: "grid 16; conv, depthwise 4, int8 depthwise 16"."""
+    steps = {p: dict(target.hard.get(p, {})) for p in target.precisions}
+    found: dict[str, list[str]] = {}
+    for precision, kinds in steps.items():
+        for kind, step in kinds.items():
+            same = all(other.get(kind) == step for other in steps.values())
+            alike = (
+                len(kinds) > 1
+                and len(set(kinds.values())) == 1
+                and not any(all(other.get(k) == step for other in steps.values()) for k in kinds)
+            )
+            name = precision if alike else kind if same else f"{precision} {kind}"
+            if step > 1 and name not in found.setdefault(str(step), []):
+                found[str(step)].append(name)
+    parts = [f"{', '.join(names)} {step}" for step, names in found.items() if names]
+    return "; ".join([f"grid {target.grid}", *parts])
+
+
+def _emits(target: Target) -> str:
+    shapes = ("fixed shapes",) if target.fixed_shapes else ()
+    return (
+        f"{target.runtime} {target.file_format}: {', '.join((*target.precisions, *target.sparsity, *shapes))}"
+    )
 
 
 def doctor(

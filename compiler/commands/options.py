@@ -87,6 +87,16 @@ Shape = Annotated[
     list[str] | None,
     _text("--shape", "INPUT=DIMS", "Shape of a made-up input: x=1x3x48x192; repeatable.", WHAT),
 ]
+Input = Annotated[
+    list[str] | None,
+    _text(
+        "--input",
+        "INPUT=VALUE",
+        "Value of an input that is the same in every sample: sr=16000, flag=true, size=480,640,"
+        " state=FILE.npy; repeatable.",
+        WHAT,
+    ),
+]
 Step = Annotated[
     str | None, _text("--step", "X", "Share of the remaining units cut per cycle. Default: 0.1.", HOW)
 ]
@@ -98,6 +108,24 @@ Heal = Annotated[
         "off, closed-form, epochs=3, minutes=10, or auto (the default): closed form, then at most 2 minutes"
         " by gradient where there is data.",
         HOW,
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    _text(
+        "--teacher",
+        "PATH",
+        "A model with the same inputs and outputs that training learns from. Default: the original.",
+        HOW,
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    _text(
+        "-O",
+        "LEVEL",
+        "A ready recipe: -O1 safe, -O2 balanced, -O3 the smallest; other options win.",
+        WHAT,
     ),
 ]
 Augment = Annotated[
@@ -125,10 +153,14 @@ Patterns = Annotated[
     _text(
         "--patterns",
         "LIST",
-        "What may be cut: channels, heads, neurons (the default), layers; unstructured=0.9 or 2:4 set weights"
-        " to zero afterwards.",
+        "What may be cut: channels, heads, neurons (the default), layers, or one kind: kv_heads, head_dims,"
+        " hidden, experts, rnn_units; unstructured=0.9, 2:4 or 1x4=0.5 set weights to zero afterwards.",
         HOW,
     ),
+]
+Sparse = Annotated[
+    bool,
+    _switch("--sparse", "Store zeros as sparse tensors in graphs for onnxruntime: smaller, not faster.", HOW),
 ]
 Quantize = Annotated[
     str | None,

@@ -15,6 +15,16 @@ from condensec.commands.tables import table
 from condensec.errors import ConfigError, PostconditionError
 
 _PlanFile = Annotated[str, typer.Argument(metavar="PLAN", help="A plan.json.", show_default=False)]
+_ProofData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Samples to prove the cut with, as for compressing. Default: made-up inputs.",
+        rich_help_panel=o.WHAT,
+        show_default=False,
+    ),
+]
 _OutputFile = Annotated[
     str | None,
     typer.Option(
@@ -26,6 +36,7 @@ _OutputFile = Annotated[
 def inspect(
     model: o.Model,
     shape: o.Shape = None,
+    input: o.Input = None,
     freeze: o.Freeze = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -34,7 +45,7 @@ def inspect(
     """Show what is in a model, what could be cut, and what can't be and why."""
     from condensec import api
 
-    found = api.inspect(model, shapes=sample_shapes(model, shape), freeze=_freeze(freeze))
+    found = api.inspect(model, shapes=sample_shapes(model, shape, input), freeze=_freeze(freeze))
     facts = [
         ("inputs", ", ".join(found.inputs.values())),
         ("outputs", ", ".join(found.outputs.values())),
@@ -61,6 +72,7 @@ def plan(
     keep: o.Keep = None,
     data: o.Data = None,
     shape: o.Shape = None,
+    input: o.Input = None,
     criterion: o.Criterion = None,
     align: o.Align = None,
     freeze: o.Freeze = None,
@@ -80,6 +92,7 @@ def plan(
         model=model,
         keep=0.5 if keep is None else keep,
         data=data,
+        input=input,
         criterion=criterion,
         align=align,
         freeze=freeze,
@@ -89,8 +102,9 @@ def plan(
     made = api.plan(
         model,
         keep=checked.keep or 0.5,
-        shapes=sample_shapes(model, shape),
+        shapes=sample_shapes(model, shape, input),
         data=checked.data,
+        input=dict(checked.inputs),
         criterion=criterion,
         align=checked.align,
         freeze=checked.freeze,
@@ -106,8 +120,10 @@ def plan(
 def apply(
     model: o.Model,
     plan: _PlanFile,
+    data: _ProofData = None,
     output: _OutputFile = None,
     shape: o.Shape = None,
+    input: o.Input = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
@@ -117,7 +133,7 @@ def apply(
 
     path = Path(output) if output is not None else Path(model).with_suffix(".pruned.onnx")
     refuse_overwriting(path, model)
-    written = api.apply(model, plan, path, shapes=sample_shapes(model, shape))
+    written = api.apply(model, plan, path, shapes=shapes_of(shape), data=data, inputs=values_of(input))
     document = {
         "schema": 1,
         "file": str(written),
@@ -137,7 +153,9 @@ def verify(
     pruned: Annotated[
         str, typer.Argument(metavar="PRUNED", help="The cut ONNX file, before healing.", show_default=False)
     ],
+    data: _ProofData = None,
     shape: o.Shape = None,
+    input: o.Input = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
@@ -145,7 +163,7 @@ def verify(
     """Prove a cut: PRUNED computes what ORIGINAL does with the plan's slices zeroed."""
     from condensec import api
 
-    proof = api.verify(original, plan, pruned, shapes=sample_shapes(original, shape))
+    proof = api.verify(original, plan, pruned, shapes=shapes_of(shape), data=data, inputs=values_of(input))
     document: dict[str, Any] = {"schema": 1, "passed": proof.passed, **vars(proof)}
     if not proof.passed:
         raise PostconditionError(
@@ -174,13 +192,23 @@ def shapes_of(given: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:
     return dict(parse_shape(text) for text in given) if given else None
 
 
-def sample_shapes(model: str, given: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+def values_of(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """Values by input name, from ``--input`` as given."""
+    from condensec.specs import input_value, parse_input
+
+    pairs = [parse_input(text) for text in given or ()]
+    return {name: input_value(name, text) for name, text in pairs} or None
+
+
+def sample_shapes(
+    model: str, given: Sequence[str] | None, values: Sequence[str] | None = None
+) -> dict[str, tuple[int, ...]]:
     """Shapes at which a model with open dims runs: as ``--shape`` says, otherwise tried out."""
     from condensec import io
     from condensec.probe import runnable_shapes
 
     path = Path(model)
-    return runnable_shapes(path, io.signature(io.load(path)), shapes_of(given))
+    return runnable_shapes(path, io.signature(io.load(path)), shapes_of(given), values_of(values))
 
 
 def _freeze(given: Sequence[str] | None) -> str | None:

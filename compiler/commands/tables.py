@@ -7,10 +7,11 @@ import textwrap
 from collections.abc import Sequence
 
 _GAP = "  "
+_LEAST = 16  # columns of text a cell keeps
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """Columns as wide as their longest cell; the widest one is wrapped to fit the width (default: terminal).
+    """Columns as wide as their longest cell; the widest ones are wrapped to the width (default: terminal).
 
     Args:
         head: titles; all empty = none are shown.
@@ -20,9 +21,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None 
     lines = [list(map(str, head)), *(list(map(str, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = (width or min(100, shutil.get_terminal_size((80, 24)).columns)) - len(_GAP) * (len(widths) - 1)
-    if sum(widths) > room:
+    while sum(widths) > room and max(widths) > _LEAST:
         widest = widths.index(max(widths))
-        widths[widest] = max(16, room - (sum(widths) - widths[widest]))
+        others = sorted(widths)[-2] if len(widths) > 1 else 0
+        wanted = room - (sum(widths) - widths[widest])
+        widths[widest] = max(_LEAST, wanted, min(others, widths[widest] - 1))
     shown = lines if any(head) else lines[1:]
     text = []
     for number, line in enumerate(shown):

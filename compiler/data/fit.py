@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from condensec.data.side import check_given, copies, filled
 from condensec.data.types import CHUNK, Array, Samples, Signature, TensorSpec, forget
 from condensec.errors import DataError
 
 LABELS = "labels"
 
 
-def fit(arrays: Mapping[str, Array], signature: Signature, source: str, synthetic: bool = False) -> Samples:
+def fit(
+    arrays: Mapping[str, Array],
+    signature: Signature,
+    source: str,
+    synthetic: bool = False,
+    values: Mapping[str, Array] | None = None,
+) -> Samples:
     """Check arrays against a model's interface, convert what can be converted safely, sort them by role.
 
     Arrays named like graph inputs are inputs; ``labels`` are labels; those named like graph outputs are
@@ -26,18 +33,34 @@ def fit(arrays: Mapping[str, Array], signature: Signature, source: str, syntheti
         signature: the model's interface.
         source: where they come from, for messages and the report.
         synthetic: they're made up.
+        values: of inputs that are the same for all samples; they win over arrays.
 
     Raises:
         DataError: an array is missing, empty, of the wrong dtype or shape, or holds NaN or infinity.
     """
+    check_given(values or {}, [spec.name for spec in signature.inputs])
+    arrays = {**arrays, **{name: value for name, value in (values or {}).items() if name not in arrays}}
     _check_names(arrays, signature, source)
     notes: list[str] = []
+    sides = signature.sides
     inputs = {
         spec.name: _checked(arrays[spec.name], spec, f"{source}: array '{spec.name}'", notes)
         for spec in signature.inputs
+        if spec.name not in sides and spec.name not in (values or {})
     }
+    if not inputs:
+        raise DataError(f"{source}: no input has a sample axis", hint="give at least one array of samples")
     count = _check_counts({name: len(array) for name, array in inputs.items()}, source)
     _check_shared_dims(inputs, signature, source)
+    for spec in signature.inputs:
+        value = (values or {}).get(spec.name)
+        if value is not None:
+            dims = spec.shape if spec.name in sides else spec.shape[1:]
+            inputs[spec.name] = copies(filled(spec.name, spec.dtype, value, _settled(dims, value)), count)
+        elif spec.name in sides:
+            where = f"{source}: array '{spec.name}'"
+            inputs[spec.name] = _one_for_all(np.asarray(arrays[spec.name]), spec, where, count, notes)
+    inputs = {spec.name: inputs[spec.name] for spec in signature.inputs}
     outputs, extras = {}, {}
     labels: Array | None = None
     by_name = {spec.name: spec for spec in signature.outputs}
@@ -66,6 +89,8 @@ def _check_names(arrays: Mapping[str, Array], signature: Signature, source: str)
     if missing:
         near = difflib.get_close_matches(missing[0], unknown, 1, 0.6)
         renaming = f"rename '{near[0]}' to '{missing[0]}'" if near else "name the arrays like the inputs"
+        if missing[0] in signature.sides and not near:
+            renaming = f"it's the same for all samples: give it with --input {missing[0]}=VALUE"
         raise DataError(
             f"{source}: no array for input '{missing[0]}' (the model's inputs: {', '.join(wanted)};"
             f" found: {', '.join(arrays) or 'nothing'})",
@@ -81,6 +106,29 @@ def _check_names(arrays: Mapping[str, Array], signature: Signature, source: str)
                 node=name,
                 hint=f"rename it to '{near[0]}', or leave it out",
             )
+
+
+def _settled(dims: tuple[int | str | None, ...], value: Array) -> tuple[int, ...]:
+    """Fixed dims; the value's own where they're dynamic, or one."""
+    own = value.shape if value.ndim == len(dims) else (1,) * len(dims)
+    return tuple(dim if isinstance(dim, int) else size for dim, size in zip(dims, own, strict=True))
+
+
+def _one_for_all(array: Array, spec: TensorSpec, where: str, count: int, notes: list[str]) -> Array:
+    """One copy a sample of an input without a sample axis, given once or as equal rows."""
+    rank = len(spec.shape)
+    if array.ndim == rank + 1 and len(array) in (1, count):
+        if not (array == array[:1]).all():
+            raise DataError(
+                f"{where} differs between samples, but the model takes it once a call",
+                node=spec.name,
+                hint="split the data by its values",
+            )
+        array = array[0]
+    if array.ndim == 0 and rank:
+        array = np.broadcast_to(array, _settled(spec.shape, array))
+    whole = TensorSpec(spec.name, spec.dtype, ("samples", *spec.shape), bound=spec.bound)
+    return copies(_checked(array[None], whole, where, notes)[0], count)
 
 
 def _checked(array: Array, spec: TensorSpec, where: str, notes: list[str]) -> Array:
@@ -194,7 +242,7 @@ def _check_shared_dims(inputs: Mapping[str, Array], signature: Signature, source
     """Dims of one name have one size, across inputs."""
     seen: dict[str, tuple[str, int]] = {}
     for spec in signature.inputs:
-        for axis, dim in enumerate(spec.shape):
+        for axis, dim in enumerate(spec.shape if spec.name in inputs else ()):
             if axis and isinstance(dim, str):
                 size = inputs[spec.name].shape[axis]
                 other, known = seen.setdefault(dim, (spec.name, size))

@@ -27,7 +27,9 @@ MOST_BYTES = 2 << 30
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
-def load(spec: DataSpec, signature: Signature, *, seed: int = 0) -> Samples:
+def load(
+    spec: DataSpec, signature: Signature, *, seed: int = 0, values: Mapping[str, Array] | None = None
+) -> Samples:
     """Samples for a model.
 
     Args:
@@ -37,6 +39,7 @@ def load(spec: DataSpec, signature: Signature, *, seed: int = 0) -> Samples:
             a mapping of arrays, or samples.
         signature: the model's interface.
         seed: given to a callable that takes ``seed``.
+        values: of inputs that are the same for all samples.
 
     Raises:
         DataError: nothing there, or it doesn't fit the model; names file and array.
@@ -45,17 +48,19 @@ def load(spec: DataSpec, signature: Signature, *, seed: int = 0) -> Samples:
         arrays = {**spec.extras, **spec.inputs, **(spec.outputs or {})}
         if spec.labels is not None:
             arrays[LABELS] = spec.labels
-        return fit(arrays, signature, spec.source, spec.synthetic)
+        return fit(arrays, signature, spec.source, spec.synthetic, values)
     if isinstance(spec, Mapping):
-        return fit({str(k): _to_array(str(k), v) for k, v in spec.items()}, signature, "data")
+        return fit({str(k): _to_array(str(k), v) for k, v in spec.items()}, signature, "data", values=values)
     if callable(spec):
         name = getattr(spec, "__qualname__", type(spec).__name__)
-        return fit(_from_callable(spec, name, seed), signature, name)
+        return fit(_from_callable(spec, name, seed), signature, name, values=values)
     text = os.fspath(spec)
     path = Path(text)
     if not _exists(path) and _CALLABLE.fullmatch(text):
-        return fit(_from_callable(import_callable(text, "--data"), text, seed), signature, text)
-    return fit(_from_path(path), signature, text)
+        return fit(
+            _from_callable(import_callable(text, "--data"), text, seed), signature, text, values=values
+        )
+    return fit(_from_path(path), signature, text, values=values)
 
 
 def _exists(path: Path) -> bool:

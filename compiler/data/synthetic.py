@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from condensec.data.side import check_given, copies, filled
 from condensec.data.types import Array, Samples, Signature, TensorSpec
 from condensec.errors import DataError
 
 IMAGE_SIDE = 224  # pixels, for dynamic height and width
 LENGTH = 16  # for every other dynamic dim
+RATE = 16_000  # Hz
 _COARSE = 8  # cells a side of an image's slowly changing part
 
 
@@ -21,12 +23,14 @@ def synthetic(
     seed: int = 0,
     count: int = 64,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    values: Mapping[str, Array] | None = None,
 ) -> Samples:
     """Seeded samples that fit a model.
 
     Floats are standard normal; images (rank 4, 1, 3 or 4 channels) are half slowly changing and half noise,
     since noise alone averages out in a pooling network; bytes are uniform; indices stay inside their table;
-    masks are ones; booleans are True. Dynamic dims: 224 for an image's height and width, 16 otherwise;
+    masks are ones; booleans are True; inputs without a sample axis are the same for all samples, scalars one
+    (a sampling rate 16,000), others zero. Dynamic dims: 224 for an image's height and width, 16 otherwise;
     dims of one name get one size.
 
     Args:
@@ -34,6 +38,7 @@ def synthetic(
         seed: of all values.
         count: number of samples.
         shapes: input name -> whole shape, axis 0 included (and not looked at), for dynamic dims.
+        values: input name -> its value, the same in all samples; a single number fills the input.
 
     Raises:
         DataError: a shape is given for no input or doesn't fit, or an input's shape is unknown.
@@ -43,25 +48,37 @@ def synthetic(
     for name in shapes:
         if name not in names:
             raise DataError(f"a shape is given for '{name}'", hint=f"the inputs are {', '.join(names)}")
+    check_given(values or {}, names)
     rng = np.random.default_rng(seed)
     sizes: dict[str, int] = {}
     for spec in signature.inputs:
-        _collect_sizes(spec, shapes.get(spec.name), sizes)
+        _collect_sizes(spec, shapes.get(spec.name), sizes, 0 if spec.name in signature.sides else 1)
     inputs = {
-        spec.name: _values(spec, (count, *_dims(spec, shapes.get(spec.name), sizes)), rng)
+        spec.name: _side(spec, shapes.get(spec.name), sizes, count)
+        if spec.name in signature.sides
+        else _values(spec, (count, *_dims(spec, shapes.get(spec.name), sizes)), rng)
         for spec in signature.inputs
     }
+    for spec in signature.inputs:
+        if values and spec.name in values:
+            value = filled(spec.name, spec.dtype, values[spec.name], inputs[spec.name].shape[1:])
+            inputs[spec.name] = copies(value, count)
     return Samples(inputs, synthetic=True, source="synthetic", count=count)
 
 
-def _collect_sizes(spec: TensorSpec, given: tuple[int, ...] | None, sizes: dict[str, int]) -> None:
+def _collect_sizes(
+    spec: TensorSpec, given: tuple[int, ...] | None, sizes: dict[str, int], first: int
+) -> None:
+    """Sizes of named dims; ``first`` = the first axis that has to fit."""
     if given is None:
         return
     fits = not spec.rank_known or (
         len(given) == len(spec.shape)
-        and all(not isinstance(w, int) or w == g for w, g in zip(spec.shape[1:], given[1:], strict=True))
+        and all(
+            not isinstance(w, int) or w == g for w, g in zip(spec.shape[first:], given[first:], strict=True)
+        )
     )
-    if not fits or not given or any(d < 1 for d in given):
+    if not fits or len(given) < first or any(d < 1 for d in given):
         text = "x".join(map(str, given))
         raise DataError(
             f"shape {text} doesn't fit the input {spec}", node=spec.name, hint="give it batch included"
@@ -81,14 +98,20 @@ def _dims(spec: TensorSpec, given: tuple[int, ...] | None, sizes: Mapping[str, i
             node=spec.name,
             hint=f"give it: --shape {spec.name}=1x3x224x224, or give --data",
         )
-    if not spec.shape:
-        raise DataError(
-            f"input '{spec.name}' is a scalar: it has no sample axis",
-            node=spec.name,
-            hint="make it an initializer of the model",
-        )
     default = IMAGE_SIDE if is_image(spec) else LENGTH
     return tuple(d if isinstance(d, int) else _size(d, sizes, default) for d in spec.shape[1:])
+
+
+def _side(spec: TensorSpec, given: tuple[int, ...] | None, sizes: Mapping[str, int], count: int) -> Array:
+    """One copy a sample of an input without a sample axis: a first state is zero, a scalar one.
+
+    A scalar that is called like a sampling rate is 16,000 Hz. Dynamic dims are one unless they're named.
+    """
+    if not spec.shape:
+        rate = spec.dtype.kind in "iuf" and spec.name.lower() in ("sr", "sample_rate", "sampling_rate")
+        return copies(np.asarray(RATE if rate else 1).astype(spec.dtype), count)
+    dims = given or tuple(d if isinstance(d, int) else sizes.get(d or "", 1) for d in spec.shape)
+    return copies(np.zeros(dims, spec.dtype), count)
 
 
 def _size(dim: str | None, sizes: Mapping[str, int], default: int) -> int:

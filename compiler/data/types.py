@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from condensec.data.side import batch_of, side_inputs, single_call
+
 Array = npt.NDArray[Any]
 Index = npt.NDArray[np.int64]
 CHUNK = 1 << 23  # bytes of a mapped array that are looked at or copied at a time
@@ -44,6 +46,34 @@ class Signature:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def ports(self) -> list[tuple[str, tuple[int | str | None, ...], bool]]:
+        """Name, shape and whether the rank is known, of each input."""
+        return [(spec.name, spec.shape, spec.rank_known) for spec in self.inputs]
+
+    @property
+    def sides(self) -> frozenset[str]:
+        """Inputs without a sample axis, see `condensec.data.side`."""
+        return side_inputs(self.ports)
+
+    @property
+    def batch(self) -> int | None:
+        """Samples a call: the fixed size of axis 0, or None where it is dynamic."""
+        return batch_of(self.ports)
+
+    def call(self, samples: Samples, count: int) -> dict[str, Array]:
+        """Inputs of one call: the first ``count`` samples, or the model's own batch where it is fixed."""
+        index = np.arange(self.batch or count) % len(samples)
+        rows = {name: np.ascontiguousarray(array[index]) for name, array in samples.inputs.items()}
+        return single_call(self.ports, rows)
+
+    def sample_shapes(self, samples: Samples) -> dict[str, tuple[int, ...]]:
+        """Shapes of one sample's inputs, axis 0 included where it is the sample axis."""
+        return {
+            name: array.shape[1:] if name in self.sides else (1, *array.shape[1:])
+            for name, array in samples.inputs.items()
+        }
 
     @property
     def classes(self) -> int | None:

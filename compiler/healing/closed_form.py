@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from condensec.data.side import batch_of, single_call
 from condensec.errors import HealError
 from condensec.healing import rows, solve
 from condensec.healing.layers import Layer, find_layers, graph_outputs
+from condensec.healing.side import ports
 from condensec.healing.stepper import Stepper
 
 if TYPE_CHECKING:
@@ -364,22 +366,16 @@ def _proto(model: ir.Model) -> onnx.ModelProto:
 
 def _batches(model: onnx.ModelProto, samples: Samples) -> list[dict[str, np.ndarray]]:
     """Inputs in batches; a fixed batch size is kept to, filled up by repeating."""
-    constants = {t.name for t in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in constants]
-    fixed = 0
-    for value in inputs:
-        dims = value.type.tensor_type.shape.dim
-        fixed = max(fixed, dims[0].dim_value if dims else 0)
+    given = ports(model)
+    fixed = batch_of(given) or 0
     # At least five batches: the last fifth is held out.
     size = fixed or max(1, min(_BATCH, len(samples) // 5))
     whole = len(samples) if not fixed else max(fixed, len(samples) // fixed * fixed)
     starts = range(0, whole, size)
+    picked = [np.arange(s, min(s + size, whole)) for s in starts]
     return [
-        {
-            v.name: np.take(samples.inputs[v.name], np.arange(s, min(s + size, whole)), axis=0, mode="wrap")
-            for v in inputs
-        }
-        for s in starts
+        single_call(given, {n: np.take(samples.inputs[n], p, axis=0, mode="wrap") for n, _, _ in given})
+        for p in picked
     ]
 
 

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import numpy_helper
 
+from condensec.data.side import batch_of
 from condensec.errors import HealError
 from condensec.healing import losses, targets
 from condensec.healing.client import Worker, follow
 from condensec.healing.environment import ensure
 from condensec.healing.graph import Graph
+from condensec.healing.side import ports, settled
 from condensec.healing.training import Training, prepare
 
 if TYPE_CHECKING:
@@ -87,10 +89,9 @@ def mask_gradients(
 
 
 def _batch_of(model: onnx.ModelProto, masks: Mapping[str, object], count: int, wanted: int) -> int:
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in masks and dims and dims[0].dim_value > 0:
-            return int(dims[0].dim_value)
+    fixed = batch_of(ports(model, without=masks))
+    if fixed is not None:
+        return fixed
     return max(1, min(wanted, count))
 
 
@@ -108,6 +109,7 @@ def _training(
     for name, shape in masks.items():
         ones = np.ones((batch, *shape[1:]), np.float32)
         model.graph.initializer.append(numpy_helper.from_array(ones, name))
+    model = settled(model, samples, batch)
     feeds = {name: targets.rows(array, batch) for name, array in samples.inputs.items()}
 
     def choose(graph: Graph, barriers: Mapping[str, str]) -> list[losses.Term]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from condensec.data.side import batch_of, side_inputs
 from condensec.errors import CondensecError, HealError
 from condensec.healing import budget, features, gradient_graph, losses, targets
 from condensec.healing.augment import resolve
@@ -27,6 +28,7 @@ from condensec.healing.environment import ensure
 from condensec.healing.features import Slices
 from condensec.healing.judge import Judge
 from condensec.healing.options import HealOptions, HealResult, Round
+from condensec.healing.side import ports, settled
 from condensec.healing.training import Training, prepare
 from condensec.healing.views import Views
 
@@ -207,6 +209,7 @@ def _training(
     """The training graph for one part of a batch, of ``batch`` samples."""
     feeds = {name: targets.rows(array, batch) for name, array in train.inputs.items()}
     labels = None if train.labels is None else targets.rows(train.labels, batch)
+    sides = side_inputs(ports(models.student))
     pattern = re.compile(options.freeze) if options.freeze else None
     within = (options.losses or {}).get(losses.FEATURES, 0.0)
 
@@ -223,9 +226,9 @@ def _training(
         return terms
 
     def is_frozen(name: str) -> bool:
-        return bool(pattern and pattern.search(name))
+        return name in sides or bool(pattern and pattern.search(name))
 
-    return prepare(models.student, feeds, choose, labels, freeze=is_frozen)
+    return prepare(settled(models.student, train, batch), feeds, choose, labels, freeze=is_frozen)
 
 
 def _request(
@@ -287,11 +290,9 @@ def _batch_size(model: onnx.ModelProto, samples: int, options: HealOptions) -> t
     A model of fixed batch size takes parts of that size, and as many as make up what was asked for.
     """
     batch = max(1, min(options.batch, samples))
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if dims and dims[0].dim_value > 0 and value.name not in {t.name for t in model.graph.initializer}:
-            part = int(dims[0].dim_value)
-            return part, part * max(1, batch // part)
+    part = batch_of(ports(model))
+    if part is not None:
+        return part, part * max(1, batch // part)
     lanes = min(max(1, options.jobs), batch)
     return batch // lanes, batch // lanes * lanes
 

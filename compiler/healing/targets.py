@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from condensec.data.side import sample_axis
 from condensec.errors import CondensecError, HealError
 from condensec.healing import losses
+from condensec.healing.side import dims, ports
 from condensec.healing.training import Training
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def rows(array: np.ndarray, count: int) -> np.ndarray:
 
 
 def shared_outputs(student: onnx.ModelProto, teacher: Path) -> list[str]:
-    """Outputs that both models have.
+    """Outputs that both models have, and whose axis 0 is the sample axis, as training needs it.
 
     Raises:
         HealError: there are none.
@@ -41,7 +43,8 @@ def shared_outputs(student: onnx.ModelProto, teacher: Path) -> list[str]:
     from condensec.runner import Session
 
     theirs = {port.name for port in Session(teacher).outputs}
-    shared = [o.name for o in student.graph.output if o.name in theirs]
+    given = ports(student)
+    shared = [o.name for o in student.graph.output if o.name in theirs and sample_axis(given, dims(o)) == 0]
     if not shared:
         raise HealError(
             f"student and teacher {teacher} have no output in common", hint="they need the same names"

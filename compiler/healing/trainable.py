@@ -49,6 +49,11 @@ _PARAMETERS = {
 _MASK = 1e4  # constants this large are attention masks, not weights
 
 
+def is_straight_through(node: Node) -> bool:
+    """A rounding that a legalization wrote: the worker passes its gradient on as it is."""
+    return node.op == "Round" and node.proto.name.startswith("heal.")
+
+
 @dataclass(frozen=True)
 class Selection:
     """The weights of a graph, sorted into those that train and those that don't.
@@ -106,7 +111,7 @@ def blocked(graph: Graph, refused: dict[str, str]) -> dict[str, str]:
     for proto in graph.nodes:
         node = Node(proto)
         differentiable = any(name and graph.is_float(name) for name in node.outputs)
-        if not differentiable or node.op in DIFFERENTIABLE:
+        if not differentiable or node.op in DIFFERENTIABLE or is_straight_through(node):
             continue
         found[node.outputs[0]] = refused.get(node.outputs[0], f"{node.op} has no gradient")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -83,12 +83,13 @@ def pareto(report: Report) -> Markup:
         said = f"model {point.n}: {share or 0:.3f} of the original, {fmt.metric_value(point.metric, metric)}"
         marks.append(svg.Mark(share or 0.0, point.metric, said))
     marks.sort(key=lambda mark: mark.x)
-    baseline = report.guard.baseline if report.guard is not None else None
-    start = svg.Mark(1.0, baseline, f"original: {fmt.metric_value(baseline, metric)}", hollow=True)
+    before = report.before.metric.value if report.before.metric is not None else None
+    start = svg.Mark(1.0, before, f"original: {fmt.metric_value(before, metric)}", hollow=True)
     series = (svg.Series("models", "s-after", (*marks, start)),)
     show = _share_text if fmt.in_percent(metric) else "{:.4g}".format
     title = f"{fmt.metric_label(metric)} against the {label}, one point for each model"
-    rules = _guard_rules(report.guard, metric)
+    guard = None if report.guard is None else replace(report.guard, baseline=before)
+    rules = _guard_rules(guard, metric)
     return svg.line_chart(svg.Chart(title, series, label, show, rules, whole_x=False))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import PurePath
 
 from condensec.report.model import (
     MEASURED,
     STATUSES,
     Budget,
+    GroupSummary,
     Guard,
     MetricValue,
     PatternResult,
@@ -186,6 +188,28 @@ def notes(report: Report) -> list[str]:
     """The report's notes, without what is said of the data anyway."""
     said = report.data.note if report.data is not None else ""
     return [note for note in report.notes if note != said]
+
+
+_KINDS = {
+    "channel": "channels",
+    "head": "heads",
+    "kv_head": "groups of heads that share keys and values",
+    "head_dim": "features of heads",
+    "neuron": "neurons",
+    "hidden": "features of the hidden state",
+    "expert": "experts",
+    "rnn_unit": "recurrent units",
+}
+
+
+def kinds_text(groups: Iterable[GroupSummary]) -> str:
+    """``48 of 96 channels, 6 of 12 heads``: what is left of each kind; empty where nothing was cut."""
+    found: dict[str, list[int]] = {}
+    for group in groups:
+        kept, size = found.setdefault(group.kind, [0, 0])
+        found[group.kind] = [kept + group.kept, size + group.size]
+    cut = {kind: sizes for kind, sizes in found.items() if sizes[0] < sizes[1]}
+    return ", ".join(f"{kept:,} of {n:,} {_KINDS.get(kind, kind)}" for kind, (kept, n) in cut.items())
 
 
 def pattern_text(result: PatternResult) -> str:

@@ -125,6 +125,8 @@ def _facts(report: Report) -> list[tuple[str, str, str]]:
         facts.append(("budget" if budget.asked else "goal", fmt.budget_text(budget), style))
     if report.guard is not None:
         facts.append(("guard", fmt.guard_text(report.guard), "" if report.guard.kept else _BAD))
+    if left := fmt.kinds_text(report.groups):
+        facts.append(("left", left, ""))
     facts += [("zeros", fmt.pattern_text(p), "" if p.reached else "yellow") for p in report.patterns]
     facts += [("proof", line, style) for line, style in proof_lines(report.verification)]
     facts += [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,12 +35,21 @@ WITHIN = 1.02  # of the asked latency: nearer than the measurement repeats
 
 
 def run_cycles(
-    job: Job, means: Means, steps: Steps, checkpoints: Checkpoints, progress: Progress
+    job: Job,
+    means: Means,
+    steps: Steps,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    settle: Callable[[Progress], Progress] | None = None,
 ) -> Progress:
-    """Cycles until the budgets are met, or the guard says stop. A checkpoint after each."""
+    """Cycles until the budgets are met, or the guard says stop. A checkpoint after each.
+
+    ``settle`` may move an aim before anything is cut.
+    """
     while not progress.finished:
         if not progress.aim:
             progress = aimed(job, means, steps, progress)
+            progress = progress if settle is None else settle(progress)
             checkpoints.save(progress)
         progress = _cycle(job, means, steps, progress)
         checkpoints.save(progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ import onnx_ir as ir
 
 from condensec import io, provenance, verify
 from condensec.errors import PostconditionError
-from condensec.hardware import bench, emit
+from condensec.hardware import bench, emit, sparse
 from condensec.hardware.latency import LatencyModel
+from condensec.hardware.protocol import Protocol
 from condensec.hardware.target import Target
 from condensec.passes.prune import Cut, prune
 from condensec.report.html import write_html
 from condensec.report.model import GraphRun, Report
 from condensec.runner import Session
+from condensec.stages import int8
 from condensec.stages.goals import Budgets, read_budgets
+from condensec.stages.heal import Healer
 from condensec.stages.job import Job
 
 Feeds = dict[str, npt.NDArray[Any]]
@@ -59,12 +62,7 @@ class Emitted:
 
 def feeds_of(job: Job, count: int) -> Feeds:
     """Real inputs for one call of ``count`` samples, or the model's own batch where it is fixed."""
-    samples = job.data.splits.calibration
-    fixed = next(
-        (s.shape[0] for s in job.loaded.signature.inputs if s.shape and isinstance(s.shape[0], int)), None
-    )
-    index = np.arange(fixed or count) % len(samples)
-    return {name: np.ascontiguousarray(array[index]) for name, array in samples.inputs.items()}
+    return job.loaded.signature.call(job.data.splits.calibration, count)
 
 
 def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:
@@ -118,38 +116,55 @@ def _runs(job: Job, healed: ir.Model) -> tuple[GraphRun, ...]:
 
 
 def emit_target(
-    job: Job, target: Target, healed: ir.Model, folder: Path, models: Mapping[str, LatencyModel]
+    job: Job,
+    target: Target,
+    healed: ir.Model,
+    folder: Path,
+    models: Mapping[str, LatencyModel],
+    healer: Healer | None = None,
 ) -> Emitted:
     """Write one target's graph and measure it; the original instead where the cut one would be slower."""
     out = folder / target.name
-    artifact = _emit(job, target, healed, out)
+    artifact = written(job, target, healed, out, healer)
     emitted = _measured(job, target, artifact, models)
     if emitted.comparison is not None and emitted.comparison.verdict == "slower":
-        again = _measured(job, target, _emit(job, target, job.analysis.runnable, out), models)
+        again = _measured(job, target, written(job, target, job.analysis.runnable, out), models)
         ratio = emitted.comparison.ratio
         reason = f"the cut graph took {ratio:.2f}x of the original's time, so the original was emitted"
         return replace(again, fallback=reason)
     return emitted
 
 
-def _emit(job: Job, target: Target, model: ir.Model, out: Path) -> emit.Artifact:
+def written(
+    job: Job, target: Target, model: ir.Model, out: Path, healer: Healer | None = None
+) -> emit.Artifact:
     """Write one target's graph; a lower precision is only kept where the guard holds with it, too."""
     validation = job.data.splits.validation
 
-    def accept(path: Path) -> bool:
-        return job.keeps_guard(job.evaluate(path, validation, job.reference))
+    def write(accept: Callable[[Path], bool]) -> emit.Artifact:
+        return emit.emit(
+            model,
+            target,
+            out,
+            precision=job.config.quantize,
+            samples=job.data.splits.calibration,
+            threads=job.config.jobs,
+            accept=accept if job.config.quantize != "none" else None,
+            calibrate=job.config.calibrate,
+            origin=provenance.entries(job.sha256),
+        )
 
-    return emit.emit(
-        model,
-        target,
-        out,
-        precision=job.config.quantize,
-        samples=job.data.splits.calibration,
-        threads=job.config.jobs,
-        accept=accept if job.config.quantize != "none" else None,
-        calibrate=job.config.calibrate,
-        origin=provenance.entries(job.sha256),
-    )
+    if healer is not None and healer.trains_quantized:
+        artifact = int8.emitted(job, healer, write)
+    else:
+        artifact = write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
+    return _stored(target, artifact) if job.config.sparse else artifact
+
+
+def _stored(target: Target, artifact: emit.Artifact) -> emit.Artifact:
+    """The artifact with its zeros left out of the file, where the target's runtime reads that."""
+    note = sparse.store(artifact.path, target.runtime)
+    return replace(artifact, bytes=bench.model_bytes(artifact.path), notes=(*artifact.notes, note))
 
 
 def _measured(
@@ -157,17 +172,21 @@ def _measured(
 ) -> Emitted:
     test = job.data.splits.test
     metric = job.evaluate(artifact.path, test, job.original_outputs(test))
-    comparison, predicted = _timed(job, target, artifact.path, models)
+    comparison, predicted = timed(job, target, artifact.path, models)
     return Emitted(artifact, comparison, predicted, metric)
 
 
-def _timed(
-    job: Job, target: Target, path: Path, models: Mapping[str, LatencyModel]
+def timed(
+    job: Job,
+    target: Target,
+    path: Path,
+    models: Mapping[str, LatencyModel],
+    protocol: Protocol | None = None,
 ) -> tuple[bench.Comparison | None, tuple[float, float] | None]:
     """A graph beside the original: measured where the target is this machine, else predicted in seconds."""
     feeds = feeds_of(job, 1)
     if target.measurable():
-        return bench.compare(job.loaded.path, path, feeds), None
+        return bench.compare(job.loaded.path, path, feeds, protocol=protocol), None
     model = models[target.name]
     shapes = {name: array.shape for name, array in feeds.items()}
     return None, (model.predict(job.loaded.path, shapes), model.predict(path, shapes))
@@ -184,8 +203,8 @@ def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets
             target = next((t for t in job.targets if t.name == limit.target), None)
             if target is None:
                 continue
-            artifact = _emit(job, target, job.analysis.runnable, Path(name) / target.name)
-            comparison, predicted = _timed(job, target, artifact.path, models)
+            artifact = written(job, target, job.analysis.runnable, Path(name) / target.name)
+            comparison, predicted = timed(job, target, artifact.path, models)
             if comparison is not None:
                 gains[limit.key] = comparison.ratio
             elif predicted is not None and predicted[0] > 0:
@@ -196,7 +215,8 @@ def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets
 def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
     """The budgets as limits; measures the original where one is in milliseconds."""
     dense: dict[str, float] = {}
-    if any(b.kind == "latency" and not b.relative for b in job.config.budgets):
+    aims = (*job.config.budgets, *((job.config.towards,) if job.config.towards else ()))
+    if any(b.kind == "latency" and not b.relative for b in aims):
         feeds = feeds_of(job, 1)
         shapes = {name: array.shape for name, array in feeds.items()}
         for target in job.targets:
@@ -211,11 +231,15 @@ def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
 
 
 def emit_all(
-    job: Job, healed: ir.Model, models: Mapping[str, LatencyModel], staging: Path
+    job: Job,
+    healed: ir.Model,
+    models: Mapping[str, LatencyModel],
+    staging: Path,
+    healer: Healer | None = None,
 ) -> dict[str, Emitted]:
     """Every target's graph, in a staging folder."""
     shutil.rmtree(staging, ignore_errors=True)
-    return {t.name: emit_target(job, t, healed, staging, models) for t in job.targets}
+    return {t.name: emit_target(job, t, healed, staging, models, healer) for t in job.targets}
 
 
 def write_model(job: Job, cut: Cut, healed: ir.Model, staging: Path) -> Path:

@@ -10,7 +10,7 @@ from condensec.hardware.target import Target
 from condensec.passes.groups import Analysis, Group
 from condensec.passes.select import Choice, carried
 from condensec.passes.widths import CostFunction, Goal, NodeShape, Widths
-from condensec.specs import Budget
+from condensec.specs import KIND_PATTERNS, Budget
 from condensec.stages.job import Job
 
 DEFAULT_SHARE = 0.5  # without a budget: towards half the latency, as far as the guard allows
@@ -52,6 +52,11 @@ class Budgets:
     limits: tuple[Limit, ...]
     asked: bool
 
+    @property
+    def timed(self) -> bool:
+        """Whether a measured latency can miss a budget."""
+        return any(x.target for x in self.limits)
+
     def goals(self, correction: Mapping[str, float]) -> list[Goal]:
         """Goals for the optimiser; ``correction`` is measured over predicted share, by limit."""
         return [Goal(x.key, x.cost, x.limit / correction.get(x.key, 1.0)) for x in self.limits]
@@ -75,7 +80,7 @@ def read_budgets(
         dense_ms: the original's latency in ms by target name, for budgets in ms.
         file_bytes: size of the original file.
     """
-    default = Budget("latency", DEFAULT_SHARE, True, f"latency<={DEFAULT_SHARE:g}x")
+    default = job.config.towards or Budget("latency", DEFAULT_SHARE, True, f"latency<={DEFAULT_SHARE:g}x")
     limits: list[Limit] = []
     for budget in job.config.budgets or (() if job.config.keep is not None else (default,)):
         if budget.kind == "latency":
@@ -165,12 +170,9 @@ def widths_grid(job: Job) -> dict[str, list[int]]:
     return {**grid, **{layer.id: [1, 0] for layer in job.layers}}
 
 
-_PATTERNS = {"channel": "channels", "head": "heads", "kv_head": "heads", "head_dim": "heads"}
-
-
 def _wanted(group: Group, patterns: Sequence[str]) -> bool:
     """Whether ``--patterns`` lets this kind of unit go; neurons are all that have no name of their own."""
-    return _PATTERNS.get(group.kind, "neurons") in patterns
+    return bool(set(KIND_PATTERNS.get(group.kind, ("neurons",))) & set(patterns))
 
 
 def _levels(group: Group, many: int, kind: str, target: Target, align: int | None) -> set[int]:
@@ -202,5 +204,5 @@ def op_kind(analysis: Analysis, group: Group) -> str:
 
 def latency_models(job: Job) -> dict[str, LatencyModel]:
     """A latency model for each target."""
-    shapes = {name: (1, *sizes[1:]) for name, sizes in job.analysis.world.inputs.items()}
+    shapes = job.loaded.signature.sample_shapes(job.data.splits.calibration)
     return {target.name: latency_model(target, job.loaded.path, shapes) for target in job.targets}

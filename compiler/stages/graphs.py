@@ -39,8 +39,11 @@ def heal(
     steps = Steps(observer)
     student = steps.run("load", _student, config, teacher)
     signature = io.signature(student)
-    given = samples.load(config.data, signature, seed=config.seed)
-    held = None if config.val is None else samples.load(config.val, signature, seed=config.seed)
+    values = config.input_values
+    given = samples.load(config.data, signature, seed=config.seed, values=values)
+    held = (
+        None if config.val is None else samples.load(config.val, signature, seed=config.seed, values=values)
+    )
     splits = samples.split(given, held, seed=config.seed)
     result = steps.run(
         "heal", train, config.model, teacher, splits.train, splits.validation, _options(config),

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from condensec import io
 from condensec.data import Samples
+from condensec.errors import ModelError
 from condensec.healing import HealOptions, HealResult, closed_form, environment, heal
 from condensec.healing.augment import resolve as resolve_augment
+from condensec.healing.qdq import as_stored, integer_weights, with_float_weights
 from condensec.passes.prune import Cut, with_weights
 from condensec.sparsity import asked
 from condensec.specs import parse_heal, parse_losses
@@ -32,6 +35,7 @@ SLACK = 5.0  # times what the guard allows may be lost on the way, if training i
 FAR = 10.0  # or so many points, if the training
 LOSS = "output=1,features=4"  # the plan says which of the original's inner channels are comparable
 ZEROS = 0.4  # share of the training time for zeros in a pattern, where units are cut first
+QUANTIZED = 0.15  # share of the training time kept for graphs in int8, where they are asked for
 WORTH = 0.05  # of the asked minutes: less isn't worth another start
 ENOUGH = 20_000  # sees so many samples (in proportion, if it sees fewer)
 TRAINED_PER_SECOND = 1e10  # MACs of one forward run; a cautious figure, about a third of what two cores do
@@ -56,6 +60,21 @@ class Healed:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A graph in int8 after training.
+
+    Attributes:
+        model: with its new weights.
+        seconds: the training took.
+        changed: whether anything was better than before.
+    """
+
+    model: ir.Model
+    seconds: float
+    changed: bool
+
+
 class Healer:
     """Heals cuts of one job; keeps what the healing cost, for the report."""
 
@@ -65,8 +84,21 @@ class Healer:
         self._steps = steps
         self._folder = folder
         self.results: list[HealResult] = []
+        self.quantized_seconds = 0.0
         if self._gradient:  # what can't be had is told before anything is cut
+            _check_teacher(job)
             resolve_augment(job.config.augment, job.data.splits.train, seed=0, batch=4)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What healing can't reach, for the report."""
+        out_of_reach = integer_weights(self._job.loaded.model) if self.spec.mode != "off" else []
+        if not out_of_reach:
+            return ()
+        return (
+            f"{len(out_of_reach)} weights are stored as integers that healing can't change: heal before"
+            " quantizing, or give the graph with QuantizeLinear and DequantizeLinear (QDQ)",
+        )
 
     @property
     def closed_form(self) -> bool:
@@ -129,7 +161,8 @@ class Healer:
     @property
     def _reserved(self) -> float:
         """What cycles leave for the zeros that are set after them."""
-        return ZEROS if asked(self._job.config.patterns) is not None else 0.0
+        zeros = self.spec.of_stack("zeros", ZEROS) if asked(self._job.config.patterns) is not None else 0.0
+        return float(zeros) + self._for_quantized
 
     def repair(self, cut: Cut, weights: Weights, samples: Samples | None = None) -> Healed:
         """Closed form: least squares on calibration activations (or on others) against the original."""
@@ -155,16 +188,77 @@ class Healer:
         seconds = share * self._left(progress)
         return seconds if seconds >= LEAST_SECONDS else None
 
-    def train(self, cut: Cut, weights: Weights, seconds: float, *, zeros: Sequence[str] = ()) -> Healed:
-        """By gradient, in the worker's own process: distil the original, and the labels where there are any.
+    @property
+    def _for_quantized(self) -> float:
+        """What is left of the training for graphs in int8."""
+        wanted = self._job.config.quantize in ("int8", "auto") and self.spec.of_stack("qat", "auto") != "off"
+        return float(self.spec.of_stack("quantized", QUANTIZED)) if wanted else 0.0
 
-        Zeros of the weights named in ``zeros`` stay zeros.
+    def train(self, cut: Cut, weights: Weights, seconds: float, *, zeros: Sequence[str] = ()) -> Healed:
+        """By gradient, in the worker's own process: distil the teacher, and the labels where there are any.
+
+        Zeros of the weights named in ``zeros`` stay zeros. Weights that are stored as integers behind a
+        DequantizeLinear are trained as floats that are rounded in every step.
 
         Raises:
             HealError: the worker crashed, hung or could not be had; the weights before stay.
         """
+        by_epochs = seconds == float("inf")
+        student, found = with_float_weights(with_weights(cut.model, weights))
+        result, spent = self._trained(student, seconds, cut.plan.slices, zeros)
+        how = f"epochs={self.spec.epochs}" if by_epochs else f"minutes={spent / 60:.2g}"
+        healed = as_stored(result.weights, found)
+        return Healed(healed, how=how, gradient_seconds=spent, note=result.note)
+
+    @property
+    def trains_quantized(self) -> bool:
+        """Whether graphs in int8 are trained."""
+        return self._gradient and self._for_quantized > 0
+
+    @property
+    def always_quantized(self) -> bool:
+        """``qat=on``: whatever they have lost."""
+        return bool(self.spec.of_stack("qat", "auto") == "on")
+
+    def train_quantized(self, path: Path) -> Trained | None:
+        """A graph in int8, trained with its own rounding; None where no time is left for it.
+
+        Args:
+            path: a QDQ graph.
+
+        Raises:
+            HealError: as `train`.
+        """
+        if not self.trains_quantized:
+            return None
+        seconds = float("inf")
+        if self.spec.epochs is None:
+            total = 60 * (self.spec.minutes or 0.0) * self._for_quantized
+            seconds = (total - self.quantized_seconds) / 2  # there may be other targets, and another round
+            if seconds < LEAST_SECONDS:
+                return None
+        model = io.load(path)
+        student, found = with_float_weights(model)
+        if not found:
+            return None
+        result, spent = self._trained(student, seconds, {}, (), losses={"output": 1.0})
+        self.quantized_seconds += spent
+        return Trained(with_weights(model, as_stored(result.weights, found)), spent, bool(result.weights))
+
+    def _trained(
+        self,
+        model: ir.Model,
+        seconds: float,
+        slices: Any,
+        zeros: Sequence[str],
+        losses: Mapping[str, float] | None = None,
+    ) -> tuple[HealResult, float]:
+        """What the worker makes of a student, and the seconds it took."""
         job, splits = self._job, self._job.data.splits
         by_epochs = seconds == float("inf")
+        own = job.config.teacher is None  # another teacher's inner values aren't the student's
+        default = parse_losses(LOSS) if own else {"output": 1.0}
+        chosen = parse_losses(job.config.loss) if job.config.loss else losses or default
         options = HealOptions(
             epochs=self.spec.epochs if by_epochs else None,
             minutes=None if by_epochs else seconds / 60,
@@ -172,28 +266,45 @@ class Healer:
             zeros=tuple(zeros),
             jobs=job.config.jobs,
             augment=job.config.augment,
-            losses=parse_losses(job.config.loss or LOSS),
+            losses=chosen,
             **self.spec.options,
         )
         environment.ensure(lambda line: self._steps.progress("heal", 0.0, line))  # not on the budget
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="condensec-heal-") as name:
-            folder = Path(name)
-            student, teacher = folder / "student.onnx", folder / "teacher.onnx"
-            io.save(with_weights(cut.model, weights), student)
-            io.save(job.analysis.runnable, teacher)
+            student, teacher = Path(name) / "student.onnx", Path(name) / "teacher.onnx"
+            io.save(model, student)
+            if own:
+                io.save(job.analysis.runnable, teacher)
             result = heal(
                 student,
-                teacher,
+                teacher if own else Path(job.config.teacher or teacher),
                 splits.train,
                 splits.validation,
                 options,
                 metric=job.data.metric,
                 state=self._folder / "heal",
                 progress=lambda share, text: self._steps.progress("heal", share, text),
-                slices=cut.plan.slices,
+                slices=slices,
             )
         self.results.append(result)
-        spent = time.monotonic() - start
-        how = f"epochs={self.spec.epochs}" if by_epochs else f"minutes={spent / 60:.2g}"
-        return Healed(dict(result.weights), how=how, gradient_seconds=spent, note=result.note)
+        return result, time.monotonic() - start
+
+
+def _check_teacher(job: Job) -> None:
+    """A teacher of the user's own has the model's inputs and outputs.
+
+    Raises:
+        ModelError: it hasn't, or can't be read.
+    """
+    if job.config.teacher is None:
+        return
+    other = io.signature(io.load(Path(job.config.teacher)))
+    for mine, theirs in (
+        (job.loaded.signature.inputs, other.inputs),
+        (job.loaded.signature.outputs, other.outputs),
+    ):
+        if [v.name for v in mine] != [v.name for v in theirs]:
+            raise ModelError(
+                f"{job.loaded.path} and its teacher {job.config.teacher} have other inputs or outputs"
+            )

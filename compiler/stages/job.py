@@ -176,12 +176,16 @@ def read_data(config: Config, loaded: Loaded) -> Data:
     """
     signature = loaded.signature
     if config.data is None:
-        shapes = runnable_shapes(loaded.path, signature, config.input_shapes)
-        samples = synthetic(signature, seed=config.seed, count=SYNTHETIC_SAMPLES, shapes=shapes)
+        given = config.input_values
+        shapes = runnable_shapes(loaded.path, signature, config.input_shapes, given)
+        samples = synthetic(signature, seed=config.seed, count=SYNTHETIC_SAMPLES, shapes=shapes, values=given)
         held_out = None
     else:
-        samples = load_data(config.data, signature, seed=config.seed)
-        held_out = None if config.val is None else load_data(config.val, signature, seed=config.seed)
+        given = config.input_values
+        samples = load_data(config.data, signature, seed=config.seed, values=given)
+        held_out = (
+            None if config.val is None else load_data(config.val, signature, seed=config.seed, values=given)
+        )
     splits = split(samples, held_out, seed=config.seed)
     metric = resolve(config.metric, splits.validation, signature)
     notes = tuple(n for n in (*samples.notes, splits.note) if n)
@@ -221,7 +225,7 @@ def targets_of(names: Sequence[str], tables: Sequence[str]) -> tuple[Target, ...
 
 def find_groups(config: Config, loaded: Loaded, data: Data) -> Analysis:
     """Read the graph: what may be cut, and what goes with it."""
-    shapes = {name: (1, *array.shape[1:]) for name, array in data.splits.calibration.inputs.items()}
+    shapes = loaded.signature.sample_shapes(data.splits.calibration)
     return analyze(loaded.model, shapes, freeze=config.freeze)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,26 @@ import onnx_ir as ir
 
 from condensec import io
 from condensec.config import Config
-from condensec.errors import ConfigError, HealError, PostconditionError
+from condensec.errors import ConfigError, PostconditionError
 from condensec.hardware.target import Target
 from condensec.passes import patterns
 from condensec.passes.contraction import Place, arrays, places
 from condensec.passes.patterns import Layer, Zeros
-from condensec.passes.prune import Cut, with_weights
+from condensec.passes.prune import with_weights
 from condensec.passes.second_moments import Moments
 from condensec.report.model import PatternResult, Report
 from condensec.sparsity import Sparsity, asked
+from condensec.stages import reorder
 from condensec.stages.cycles import final_cut
-from condensec.stages.heal import Healer
 from condensec.stages.job import Job, evidence
+from condensec.stages.kept import Kept
 from condensec.stages.means import Means
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps
+from condensec.stages.zeros import Stage, by_layer, by_share
 
 Weights = Mapping[str, npt.NDArray[Any]]
 GUARD = "taken out: the guard"
-TRIES = 6  # of a smaller share, or fewer layers, at most
 NO_SPEED = "no speed gain in onnxruntime: its kernels multiply by zeros like by other numbers"
 INDEX_BYTES = 8  # of one place of a sparse ONNX tensor (int64)
 
@@ -89,68 +89,6 @@ def check_targets(config: Config, targets: Sequence[Target]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Try:
-    """One application of a pattern."""
-
-    zeros: Mapping[str, Zeros]
-    weights: Weights
-    metric: float
-    how: str = "off"
-
-
-@dataclass
-class _Stage:
-    """Everything a try needs; ``progress`` counts the healing used."""
-
-    job: Job
-    healer: Healer
-    steps: Steps
-    cut: Cut
-    base: Weights
-    progress: Progress
-
-    def attempt(self, zeros: Mapping[str, Zeros]) -> _Try:
-        """Judge some zeros; where the guard is broken, heal under the mask with half of the time left."""
-        weights = {**self.base, **{name: z.weight for name, z in zeros.items()}}
-        metric = self._judged(weights)
-        found = _Try(zeros, weights, metric)
-        return found if self.job.keeps_guard(metric) else self.heal(found, 0.5)
-
-    def heal(self, found: _Try, share: float) -> _Try:
-        """Train with a share of the time left; what is no better is forgotten."""
-        seconds = self.healer.seconds_left(self.progress, share)
-        if seconds is None or not found.zeros:
-            return found
-        names = sorted(found.zeros)
-        try:
-            healed = self.steps.run("heal", self.healer.train, self.cut, found.weights, seconds, zeros=names)
-        except HealError:
-            return found
-        spent = self.progress.heal_seconds + healed.gradient_seconds
-        self.progress = replace(self.progress, heal_seconds=spent)
-        weights = {**found.weights, **healed.weights}
-        _keep_zeros(found.zeros, weights)
-        metric = self._judged(weights)
-        if self.job.better(found.metric, metric):
-            return found
-        return replace(found, weights=weights, metric=metric, how=healed.how)
-
-    def _judged(self, weights: Weights) -> float:
-        return self.steps.run("judge", self.job.judge, with_weights(self.cut.model, weights))
-
-
-def _keep_zeros(zeros: Mapping[str, Zeros], weights: Weights) -> None:
-    """Raise where healing filled a zero.
-
-    Raises:
-        PostconditionError: names the weight.
-    """
-    for name, found in zeros.items():
-        if np.any(weights[name][~found.mask]):
-            raise PostconditionError(f"healing filled zeros of '{name}'", node=name)
-
-
 def apply(job: Job, means: Means, steps: Steps, progress: Progress) -> tuple[Progress, Outcome | None]:
     """Set the zeros asked for in the accepted model; as many as the guard allows.
 
@@ -167,19 +105,22 @@ def apply(job: Job, means: Means, steps: Steps, progress: Progress) -> tuple[Pro
     if job.data.synthetic and wanted.method in ("obs", "wanda"):
         raise ConfigError(f"--patterns {wanted}: {wanted.method} looks at activations", hint="give --data")
     cut, model = final_cut(job, progress.safe)
+    cut, moved, where = steps.run("permute", reorder.reordered, job, cut, model, wanted)
+    model = with_weights(model, moved)
     layers, left_out = _layers(job, model, wanted)
     if not layers:
         raise ConfigError(
             f"--patterns {wanted}: no weight can hold it: {next(iter(left_out.values()), 'there are none')}",
             hint="use unstructured=0.9, or another m",
         )
-    stage = _Stage(job, means.healer, steps, cut, progress.safe.weights, progress)
+    kept = Kept(Path(job.config.output) / "state" / "zeros")
+    stage = Stage(job, means.healer, steps, cut, {**progress.safe.weights, **moved}, progress, kept)
     make = patterns.get(wanted.name)
 
     def zeros(some: Sequence[Layer], spec: Sparsity) -> dict[str, Zeros]:
         return steps.run("pattern", make, some, spec)
 
-    search = _by_layer if wanted.m else _by_share
+    search = by_layer if wanted.m else by_share
     found, reached, notes = search(stage, layers, wanted, zeros)
     if found is None:
         left_out |= {layer.place.weight: GUARD for layer in layers}
@@ -191,6 +132,7 @@ def apply(job: Job, means: Means, steps: Steps, progress: Progress) -> tuple[Pro
     out = {p.weight: GUARD for p in (la.place for la in layers) if p not in held}
     safe = replace(stage.progress.safe, weights=found.weights, metric=found.metric)
     done = replace(stage.progress, safe=safe, best=safe)
+    notes = (*notes, *where)
     return done, Outcome(wanted, held, {**left_out, **out}, reached, found.metric, found.how, notes)
 
 
@@ -202,8 +144,8 @@ def _layers(job: Job, model: ir.Model, wanted: Sparsity) -> tuple[list[Layer], d
     for place in found:
         if frozen and (frozen.search(place.weight) or frozen.search(place.node.name or "")):
             skipped[place.weight] = "frozen by the user"
-        elif wanted.m and place.size % wanted.m:
-            skipped[place.weight] = f"its {place.size} input channels are no multiple of {wanted.m}"
+        elif place.size % wanted.unit:
+            skipped[place.weight] = f"its {place.size} input channels are no multiple of {wanted.unit}"
         else:
             kept.append(place)
     moments = None
@@ -211,51 +153,6 @@ def _layers(job: Job, model: ir.Model, wanted: Sparsity) -> tuple[list[Layer], d
         moments = Moments(model, kept, evidence(job).samples, job.config.jobs)
     weights = arrays(model, kept)
     return [Layer(p, weights[p.weight], moments) for p in kept], skipped
-
-
-Maker = Callable[[Sequence[Layer], Sparsity], dict[str, Zeros]]
-Found = tuple[_Try | None, bool, tuple[str, ...]]
-
-
-def _by_share(stage: _Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> Found:
-    """The largest share of zeros within the guard, by bisection."""
-    found = stage.attempt(zeros(layers, wanted))
-    if stage.job.keeps_guard(found.metric):
-        return found, True, ()
-    low, high, best = 0.0, wanted.share, None
-    for _ in range(TRIES):
-        share = round((low + high) / 2, 4)
-        found = stage.attempt(zeros(layers, replace(wanted, share=share)))
-        if stage.job.keeps_guard(found.metric):
-            low, best = share, found
-        else:
-            high = share
-    return best, False, (f"the guard allowed {low:.3g} of {wanted.share:.3g} zeros",)
-
-
-def _by_layer(stage: _Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> Found:
-    """As many layers as the guard allows: those whose outputs change most are taken out first."""
-    every = zeros(layers, wanted)
-    found = stage.attempt(every)
-    if stage.job.keeps_guard(found.metric):
-        return found, True, ()
-    order = sorted(every, key=lambda name: -every[name].damage)
-    low, high, best = 0, len(order), None  # layers taken out: too few, all
-    for _ in range(min(TRIES, max(1, math.ceil(math.log2(len(order) + 1))))):
-        middle = (low + high) // 2
-        if middle == low:
-            break
-        out = order[:middle]
-        found = stage.attempt({name: z for name, z in every.items() if name not in out})
-        if stage.job.keeps_guard(found.metric):
-            high, best = middle, found
-        else:
-            low = middle
-    if best is None and len(order) > 1:
-        last = stage.attempt({order[-1]: every[order[-1]]})
-        best = last if stage.job.keeps_guard(last.metric) else None
-    count = len(order) if best is None else high
-    return best, False, (f"{count} of {len(order)} layers were taken out to keep the guard",)
 
 
 def told(report: Report, outcome: Outcome | None, path: Path) -> Report:
@@ -285,6 +182,8 @@ def count(outcome: Outcome, model: ir.Model) -> PatternResult:
         array = tensor.numpy()
         stay = int(np.count_nonzero(array))
         wrong = patterns.violations(place, array, wanted.n, wanted.m) if wanted.m else 0
+        if wanted.width:  # a weight of the original's that was zero tears a block, too: told, not refused
+            sizes["violations"] += patterns.torn(place, array, wanted.width)
         if wrong:
             raise PostconditionError(f"{wrong} groups of '{place.weight}' break {wanted}", node=place.weight)
         raw = np.ascontiguousarray(array).tobytes()

@@ -43,6 +43,7 @@ from condensec.stages.goals import Budgets, count_parameters
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, find_groups, load_at
 from condensec.stages.means import Means
+from condensec.stages.nodes import node_times
 from condensec.stages.sensitivity import map_fields
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps, peak_rss_mb
@@ -161,6 +162,7 @@ def target_results(
             runtime=target.runtime,
             description=target.summary,
             notes=tuple(filter(None, notes)),
+            nodes=node_times(job, one),
         )
     return found
 
@@ -295,7 +297,7 @@ def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
     out = taken_out(job.analysis, counts)
     cut = prune(job.analysis, means.units(job, counts), layers=out, sha256=job.sha256)
     before = figures(job, job.analysis, job.loaded.path)
-    thin = analyze(cut.model, {n: (1, *s[1:]) for n, s in job.analysis.world.inputs.items()})
+    thin = analyze(cut.model, job.loaded.signature.sample_shapes(job.data.splits.calibration))
     gone = before.params - count_parameters(thin)
     how = dict.fromkeys(("params", "macs", "bytes"), "modelled")
     size = before.bytes - 4 * gone

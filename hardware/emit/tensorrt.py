@@ -1,4 +1,4 @@
-"""TensorRT: explicit symmetric int8 with float biases, or fp16 for strongly typed builds.
+"""TensorRT: explicit symmetric int8 with float biases and fp16 elsewhere, or fp16, for strongly typed builds.
 
 TensorRT wants zero-points of 0, Q/DQ only at the inputs of products, float biases, and no operators of
 onnxruntime's own. The last touches are onnx-graphsurgeon's, NVIDIA's own tool.
@@ -13,7 +13,7 @@ import numpy as np
 
 from condensec import io
 from condensec.errors import PostconditionError
-from condensec.hardware import int8, rewrite
+from condensec.hardware import half, int8, rewrite
 from condensec.hardware.emit.ort_mobile import write_fp16
 from condensec.hardware.quantize import WEIGHTED, Scheme
 from condensec.hardware.quiet import quiet_third_party
@@ -40,9 +40,10 @@ def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
     notes = list(notes)
     if recipe.precision == "int8":
         scheme = Scheme("s8", symmetric=True, quantize_bias=False, ops=WEIGHTED, inputs_only=True)
-        int8.write(request, lambda: model, recipe, scheme, path)
+        int8.write(request, lambda: half.raised(model), recipe, scheme, path)
         tidy(path)
         notes.append("int8: explicit symmetric Q/DQ at the inputs of products, float biases")
+        notes += half.halve(path, request.feeds())
     elif recipe.precision == "fp16":
         notes += write_fp16(model, path)
     else:

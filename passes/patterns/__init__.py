@@ -121,4 +121,11 @@ def violations(place: Place, array: Array, n: int, m: int) -> int:
     return int((np.count_nonzero(groups, axis=-1) > n).sum())
 
 
-__all__ = ["Layer", "Pattern", "Zeros", "finished", "get", "pattern", "violations"]
+def torn(place: Place, array: Array, width: int) -> int:
+    """Blocks of ``width`` consecutive weights along the contraction that are zero in part."""
+    matrix = place.matrix(array)
+    count = np.count_nonzero(matrix.reshape(*matrix.shape[:2], -1, width), axis=-1)
+    return int(((count > 0) & (count < width)).sum())
+
+
+__all__ = ["Layer", "Pattern", "Zeros", "finished", "get", "pattern", "torn", "violations"]

@@ -38,6 +38,11 @@ def _shares(layers: Sequence[Layer], share: float, *, scaled: bool) -> dict[str,
     prices = [np.square(layer.weight.astype(np.float64)).ravel() for layer in layers]
     if scaled:
         prices = [p / max(float(p.mean()), 1e-30) for p in prices]
+    return shares(layers, prices, share)
+
+
+def shares(layers: Sequence[Layer], prices: list[FloatArray], share: float) -> dict[str, float]:
+    """Share of zeros of each layer when these prices, of weights or of blocks, are ranked together."""
     total = sum(p.size for p in prices)
     count = round(share * total)
     gone = [0] * len(prices)

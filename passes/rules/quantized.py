@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from condensec.axes import Term
-from condensec.passes.context import Context, volume
+from condensec.passes.context import Context, Layout, volume
 from condensec.passes.rules import rule
 from condensec.passes.rules.conv import Places, convolution
 from condensec.passes.rules.matmul import matrix_product
@@ -113,6 +113,26 @@ def qlinear_unary(ctx: Context, node: ir.Node) -> None:
 def qlinear_binary(ctx: Context, node: ir.Node) -> None:
     """``a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero``, broadcasting."""
     ctx.broadcast(node, [ctx.operand(node, 0), ctx.operand(node, 3)], node.outputs[0])
+
+
+@rule("com.microsoft::MulInteger")
+def mul_integer(ctx: Context, node: ir.Node) -> None:
+    """``a, a_zero, b, b_zero``, broadcasting; zero-points are scalars."""
+    second = 2 if ctx.has(node, 3) or len(node.inputs) > 2 else 1
+    ctx.broadcast(node, [ctx.operand(node, 0), ctx.operand(node, second)], node.outputs[0])
+
+
+@rule("com.microsoft::QLinearReduceMean", "com.microsoft::ReduceSumInteger")
+def integer_reduction(ctx: Context, node: ir.Node) -> None:
+    """The named axes collapse. A unit that is cut is no zero among quantized numbers: they can't be cut."""
+    layout = ctx.layout(ctx.operand(node, 0))
+    keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
+    named = list(node.attributes["axes"].as_ints()) if "axes" in node.attributes else range(len(layout))
+    axes = {axis % len(layout) for axis in named} if layout else set()
+    for axis in axes:
+        ctx.freeze(layout[axis], f"{node.op_type} runs over this axis")
+    left: Layout = [None if axis in axes else term for axis, term in enumerate(layout)]
+    ctx.set(node.outputs[0], left if keep else [t for a, t in enumerate(left) if a not in axes])
 
 
 @rule("com.microsoft::QLinearWhere")

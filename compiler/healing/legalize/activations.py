@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from condensec.healing.graph import Emitter, Node
 from condensec.healing.legalize import NotLegal, legalizes
+from condensec.healing.trainable import is_straight_through
 
 # Both constants are those of the operator's definition (Klambauer et al. 2017), to its full precision.
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
@@ -144,5 +145,7 @@ def microsoft_gelu(node: Node, e: Emitter) -> None:
 
 @legalizes("Hardmax", "ArgMax", "Sign", "Floor", "Ceil", "Round")
 def steps(node: Node, e: Emitter) -> None:
-    """Flat almost everywhere: their gradient is zero by definition."""
+    """Flat almost everywhere: their gradient is zero by definition; that of a fake quantization isn't."""
+    if is_straight_through(node):
+        return
     raise NotLegal(f"{node.op} is piecewise constant, its gradient is zero everywhere")

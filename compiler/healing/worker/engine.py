@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +18,22 @@ def gradient_model(forward: bytes, names: list[str]) -> bytes:
     """The forward graph with the gradients of its loss towards `names` as further outputs."""
     from onnxruntime.capi import _pybind_state as native
 
+    _pass_rounding(native)
     builder = native.GradientGraphBuilder(forward, {LOSS}, set(names), LOSS)
     builder.build()
     model: bytes = builder.get_model()
     return model
+
+
+def _pass_rounding(native: Any) -> None:
+    """Let gradients through Round as if it weren't there: straight-through, for fake quantization.
+
+    Only a rounding that a quantization was rewritten to gets here; of all others the graph is cut before.
+    """
+    node = native.GradientNodeDefinition()
+    node.op_type, node.domain, node.attributes = "Identity", "", []
+    node.inputs, node.outputs = ["GO(0)"], ["GI(0)"]
+    native.register_gradient_definition("::Round", [node])
 
 
 class Engine:

@@ -1,0 +1,84 @@
+"""Half precision for what an int8 graph leaves in float.
+
+TensorRT runs what it can't run in int8 in the type of the floats around it.
+
+A Turing tensor core multiplies int8 and fp16, not fp32; NVIDIA's compiler for RTX refuses fp32 products on
+that chip altogether. Scales of QuantizeLinear may be fp16 from opset 19 on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from condensec.errors import CondensecError
+from condensec.hardware.quiet import quiet_third_party
+from condensec.runner import Session
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from condensec.runner import Arrays
+
+HALF_SCALES = 19  # opset
+_SAME = 0.25  # of the largest output: activations on the edge round to another of 256 steps
+
+
+def raised(model: ir.Model) -> ir.Model:
+    """The model at an opset whose Q/DQ take fp16, or itself where the converter can't raise it."""
+    from condensec.serialized import to_ir, to_proto
+
+    if (model.opset_imports.get("") or HALF_SCALES) >= HALF_SCALES:
+        return model
+    import onnx
+
+    try:
+        with quiet_third_party():
+            proto = onnx.version_converter.convert_version(to_proto(model), HALF_SCALES)
+    except Exception:  # the converter raises whatever its adapters do
+        return model
+    return to_ir(proto)
+
+
+def halve(path: Path, feeds: Arrays) -> list[str]:
+    """Turn the floats of an int8 graph into fp16, in place; inputs and outputs stay float32.
+
+    Args:
+        path: the graph; written anew only if the result runs and gives the same outputs.
+        feeds: inputs to try it with.
+
+    Returns:
+        What was done, or why not.
+    """
+    import onnx
+
+    model = onnx.load_model(path)
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset < HALF_SCALES:
+        return [f"the rest stays fp32: opset {opset} has no fp16 scales"]
+    with quiet_third_party():
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        try:
+            half = convert_float_to_float16(
+                model, keep_io_types=True, disable_shape_infer=False, op_block_list=[]
+            )
+            values, wanted = Session(half).run(feeds), Session(model).run(feeds)
+        except CondensecError as error:
+            return [f"the rest stays fp32: its fp16 form doesn't run: {error.message[:120]}"]
+        except Exception as error:  # the converter's own
+            return [f"the rest stays fp32: {type(error).__name__} while converting"]
+    apart = float(np.max([0.0, *(_apart(values[name], value) for name, value in wanted.items())]))
+    if not apart <= _SAME:
+        return [f"the rest stays fp32: in fp16 outputs change by {apart:.0%}"]
+    onnx.save_model(half, path)
+    return ["the rest in fp16"]
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest difference over the largest value; NaN where a isn't finite and b is."""
+    if b.dtype.kind != "f" or not b.size or not np.isfinite(b).all():
+        return 0.0
+    return float(np.abs(a - b).max() / max(1e-12, float(np.abs(b).max())))

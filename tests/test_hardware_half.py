@@ -1,0 +1,66 @@
+"""int8 graphs for TensorRT: fp16 where they aren't int8, unless that doesn't hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from models import mlp, residual_cnn, transformer_encoder
+from onnx import TensorProto, numpy_helper
+
+from condensec.hardware import bench, emit, half
+from condensec.hardware.target import get
+from condensec.runner import Session
+from condensec.serialized import to_ir
+
+
+def float_types(path: Path) -> set[int]:
+    model = onnx.load(path)
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    return {t.data_type for t in model.graph.initializer if t.data_type in floats}
+
+
+@pytest.mark.parametrize("build", [residual_cnn, transformer_encoder])
+def test_int8_graphs_leave_fp16_not_fp32(build: object, tmp_path: Path) -> None:
+    model = build()  # type: ignore[operator]
+    made = emit.emit(model, get("nvidia-t4"), tmp_path, precision="int8")
+    assert made.precision == "int8"
+    assert float_types(made.path) == {TensorProto.FLOAT16}
+    feeds = bench.make_feeds(model)
+    found, wanted = Session(made.path).run(feeds), Session(model).run(feeds)
+    for name, value in wanted.items():
+        assert found[name].dtype == np.float32
+        assert np.abs(found[name] - value).max() < 0.1 * np.abs(value).max()
+    scales = {n.input[1] for n in onnx.load(made.path).graph.node if n.op_type.endswith("quantizeLinear")}
+    assert all(onnx_type(made.path, name) == TensorProto.FLOAT16 for name in scales)
+
+
+def onnx_type(path: Path, name: str) -> int:
+    return next(t.data_type for t in onnx.load(path).graph.initializer if t.name == name)
+
+
+def test_what_overflows_stays_in_fp32(tmp_path: Path) -> None:
+    model = onnx.version_converter.convert_version(residual_cnn(), half.HALF_SCALES)
+    feeds = bench.make_feeds(model)
+    onnx.save(model, tmp_path / "good.onnx")
+    assert half.halve(tmp_path / "good.onnx", feeds) == ["the rest in fp16"]
+    last = next(t for t in reversed(model.graph.initializer) if len(t.dims) == 2)
+    last.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(last) * 1e7, last.name))
+    onnx.save(model, tmp_path / "large.onnx")
+    assert "outputs change" in half.halve(tmp_path / "large.onnx", feeds)[0]
+    assert float_types(tmp_path / "large.onnx") == {TensorProto.FLOAT}
+
+
+def test_older_graphs_are_raised_or_left_alone(tmp_path: Path) -> None:
+    old = mlp(features=8, hidden=(16,), classes=4)
+    old.opset_import[0].version = 13  # MatMul, Add and Relu were the same then
+    assert half.raised(to_ir(old)).opset_imports[""] == half.HALF_SCALES
+    feeds = bench.make_feeds(old)
+    found, wanted = Session(half.raised(to_ir(old))).run(feeds), Session(old).run(feeds)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
+    onnx.save(old, tmp_path / "old.onnx")
+    assert "opset 13" in half.halve(tmp_path / "old.onnx", feeds)[0]
+    assert float_types(tmp_path / "old.onnx") == {TensorProto.FLOAT}
