@@ -58,6 +58,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert main(["apply", "model.onnx", "p.json", "-o", "small.onnx", "-q"]) == 0
     (tmp_path / "scoring.py").write_text(SCORING)
     (tmp_path / "condensec-check.toml").write_text('[[model]]\npath = "small.onnx"\nbudget = "size<=1MB"\n')
+    (recipe,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "condensec.toml").write_text(recipe)
     return tmp_path
 
 
@@ -66,7 +68,7 @@ def cheap(command: str) -> list[str]:
         command = command.replace(dear, instead)
     words = shlex.split(command)[1:]
     compresses = words[0].endswith(".onnx") or words[0] == "--config"
-    if compresses and "--heal" not in words and "--config" not in words:
+    if compresses and "--heal" not in words:  # flags win over a file's settings
         words += ["--heal", "off"]
     if compresses and "--max-drop" not in words and "--config" not in words and "--dry-run" not in words:
         words += ["--max-drop", "50"]

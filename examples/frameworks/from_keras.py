@@ -22,12 +22,12 @@ image = keras.Input(images.shape[1:], name="image")
 x = layers.Permute((2, 3, 1))(image)
 for width in (32, 64, 128):
     x = layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False)(x)
-    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.8)(x))
 x = layers.GlobalAveragePooling2D()(x)
 model = keras.Model(image, layers.Dense(int(labels.max()) + 1, name="logits")(x))
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 model.compile(optimizer=keras.optimizers.AdamW(3e-3), loss=loss)
-model.fit(images, labels, batch_size=128, epochs=2, verbose=0)
+model.fit(images, labels, batch_size=128, epochs=3, verbose=0)
 
 # through a function with an open batch: the converter for Keras models knows Keras 2 only
 call = tf.function(lambda image: {"logits": model(image, training=False)})
