@@ -1,11 +1,11 @@
 """Times of any node from the times of some: a fit of what a kernel does, corrected by its nearest neighbours.
 
 For each kind of node the time is fitted as a sum of non-negative terms: a call, multiply-accumulates
-(plain, and with channels padded to the kernel's tile), elements gathered, elements written, weights read.
-Relative errors are minimised (Lawson and Hanson 1974, chapter 23, by dropping negative terms one by one).
-What the fit leaves over is interpolated: the ratio of measured to fitted time, averaged over the nearest
-known nodes with the inverse square of their distance in the logarithms of the sizes (Shepard 1968). So a
-known node is answered exactly.
+(plain, and with channels or positions padded to the kernel's tile), elements gathered, elements written,
+weights read. Relative errors are minimised (Lawson and Hanson 1974, chapter 23, by dropping negative terms
+one by one). What the fit leaves over is interpolated: the ratio of measured to fitted time, averaged over
+the nearest known nodes with the inverse square of their distance in the logarithms of the sizes (Shepard
+1968). So a known node is answered exactly.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def terms(key: NodeKey) -> tuple[float, ...]:
         1.0,
         key.n * ins * key.o * key.kernel,
         key.n * ins * padded * key.kernel,
+        ceil(key.n / _TILE) * _TILE * ins * key.o * key.kernel,
         key.n * key.i * key.kernel,
         float(key.n * key.o),
         ins * key.o * key.kernel,
