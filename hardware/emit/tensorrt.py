@@ -17,6 +17,7 @@ from condensec.hardware import half, int8, rewrite
 from condensec.hardware.emit.ort_mobile import write_fp16
 from condensec.hardware.quantize import WEIGHTED, Scheme
 from condensec.hardware.quiet import quiet_third_party
+from condensec.runner import Session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,7 +44,8 @@ def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
         int8.write(request, lambda: half.raised(model), recipe, scheme, path)
         tidy(path)
         notes.append("int8: explicit symmetric Q/DQ at the inputs of products, float biases")
-        notes += half.halve(path, request.feeds())
+        feeds = request.feeds()
+        notes += half.halve(path, feeds, request.once("one call", lambda: Session(request.model).run(feeds)))
     elif recipe.precision == "fp16":
         notes += write_fp16(model, path)
     else:
