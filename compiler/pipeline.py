@@ -135,7 +135,10 @@ def _means(
     uniform = work.config.keep is not None  # every group alike: nothing to measure but which layers may go
     if not uniform or layers:
         curves = sensitivity(work, order, steps, seconds=seconds, layers=layers, groups=not uniform)
-    return Means(order, curves, goals.widths_grid(work), budgets, healer, (*healer.notes, *evidence.notes))
+    grid = goals.widths_grid(work)
+    return Means(
+        order, curves, grid, goals.with_least(work, budgets, grid), healer, (*healer.notes, *evidence.notes)
+    )
 
 
 def _key(work: Job) -> str:
