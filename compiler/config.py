@@ -188,8 +188,7 @@ def configure(*, config: str | Path | None = None, command: str = "", **options:
     if config is not None:
         given = {**_from_file(Path(config), given), **given}
     if "recipe" in given:
-        meant = recipes.ready(str(given.pop("recipe")))
-        given = {**_beside(meant, given), **given}
+        given = recipes.beside(recipes.ready(str(given.pop("recipe"))), given)
     if "model" not in given:
         raise ConfigError("no model given", hint="condensec MODEL.onnx --target TARGET")
     made = {name: parse(given[name]) for name, parse in _KEYS.items() if name in given}
@@ -275,7 +274,7 @@ def _from_file(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     document = read_toml(path)
     if "step" in document and isinstance(document["step"], list):  # a recipe; else the size of the steps
-        document = {**_beside(recipes.options(document.pop("step")), document), **document}
+        document = recipes.beside(recipes.options(document.pop("step")), document)
     for key, value in document.items():
         name = key.replace("-", "_")
         if name not in _KEYS or name in ("resume", "dry_run"):
@@ -284,14 +283,6 @@ def _from_file(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in given and excluded not in given:
             options[name] = _located(name, value, path.parent)
     return options
-
-
-def _beside(meant: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe means where some options are given: a budget or ``keep`` of theirs replaces its own."""
-    aims = ("budget", "keep", "towards")
-    if any(name in given for name in aims):
-        meant = {name: value for name, value in meant.items() if name not in aims}
-    return dict(meant)
 
 
 def _absolute(spec: Any) -> Any:
