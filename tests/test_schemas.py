@@ -75,6 +75,7 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "cache": [("cache",)],
     "schema": [("schema",)],
     "cmake-dir": [("cmake-dir",)],
+    "completion": [("completion", "bash"), ("completion", "fish")],
 }  # fmt: skip
 # trained in an environment of its own: test_healing_cli validates it
 ELSEWHERE = {"heal"}

@@ -28,6 +28,7 @@ _COMMANDS = {
     "cache": ("builds", "cache"),
     "schema": ("info", "schema"),
     "cmake-dir": ("builds", "cmake_dir"),
+    "completion": ("completion", "script"),
 }
 
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def _option(metavar: str, text: str, panel: str, *flags: str) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+    return typer.Option(
+        *flags, metavar=metavar, help=text, rich_help_panel=panel, show_default=False,
+        autocompletion=o.OFFERS.get(flags[-1]),
+    )  # fmt: skip
 
 
 _Student = Annotated[str, typer.Argument(metavar="PRUNED", help="The ONNX file to heal.", show_default=False)]

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,8 @@ def heal(
             f"healing can't write to {state}: {error.strerror or error}", hint="is the disk full?"
         ) from error
     result = judge.result(job.training, end, time.monotonic() - begun)
+    sides = side_inputs(ports(models.student))  # constants of the training copy, no weights of the model
+    result = replace(result, frozen=tuple(part for part in result.frozen if part[0] not in sides))
     shutil.rmtree(state, ignore_errors=True)
     return result
 
