@@ -56,7 +56,8 @@ feeds = {i.name: feeds[i.name] for i in raw.get_inputs()}
 numpy.savez(sys.argv[3], **{f"o{i}": v for i, v in enumerate(raw.run(names, feeds))})
 if len(sys.argv) > 4:
     import mmap, struct
-    room = mmap.mmap(open(sys.argv[4], "r+b").fileno(), 8)
+    file = open(sys.argv[4], "r+b")
+    room = mmap.mmap(file.fileno(), 8)
     count = lambda: struct.unpack("<Q", room[:8])[0]
     before = count(); raw.run(names, feeds); raw.run(names, feeds); after = count()
     print("counted", (after - before) / 2)
@@ -251,6 +252,53 @@ def outputs_apart(here: list[np.ndarray], there: list[np.ndarray]) -> dict[str, 
 # ------------------------------------------------------------------------------------------- (b) instructions
 
 
+SEEDS = {  # kernel, stride, depthwise, channels, pixels a side
+    "conv3": (3, 1, False, (32, 64, 160), (7, 14, 28, 40)),
+    "conv3s2": (3, 2, False, (32, 64, 160), (14, 28, 40)),
+    "conv1": (1, 1, False, (32, 96, 240), (1, 7, 14, 28, 40)),
+    "conv1s2": (1, 2, False, (64, 160), (14, 28)),
+    "conv5": (5, 1, False, (32, 80), (7, 14, 28)),
+    "dw3": (3, 1, True, (32, 96, 240), (7, 14, 28, 40)),
+    "dw3s2": (3, 2, True, (32, 96, 240), (14, 28, 40)),
+    "dw5": (5, 1, True, (48, 144), (7, 14, 28)),
+}
+
+
+def seeds(folder: Path) -> list[Path]:
+    """Models of single convolutions side by side, for batch 1: sizes that the given models don't have."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    made = []
+    for name, (kernel, stride, depthwise, channels, sides) in SEEDS.items():
+        nodes, inputs, outputs, weights = [], [], [], []
+        for c in channels:
+            for side in sides:
+                x, w, y, z = (f"{part}_{c}_{side}" for part in "xwyz")
+                shape = (c, 1 if depthwise else c, kernel, kernel)
+                weights.append(numpy_helper.from_array(np.full(shape, 0.01, np.float32), w))
+                nodes.append(
+                    helper.make_node(
+                        "Conv",
+                        [x, w],
+                        [y],
+                        name=y,
+                        strides=[stride] * 2,
+                        pads=[kernel // 2] * 4,
+                        group=c if depthwise else 1,
+                    )
+                )
+                nodes.append(helper.make_node("Relu", [y], [z], name=z))
+                out = -(-side // stride)
+                inputs.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, c, side, side]))
+                outputs.append(helper.make_tensor_value_info(z, TensorProto.FLOAT, [1, c, out, out]))
+        graph = helper.make_graph(nodes, name, inputs, outputs, weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        made.append(folder / f"{name}.onnx")
+        onnx.save(model, made[-1])
+    return made
+
+
 def pieces_of(models: list[Path], target: str, seed: int) -> dict[str, object]:
     """The packed nodes of several models: own widths of all, other widths drawn at random."""
     from condensec.hardware import pack
@@ -278,7 +326,9 @@ def count(options: argparse.Namespace) -> list[dict[str, object]]:
     from condensec.hardware import pack
 
     machine = setup(TARGET_CORES[options.target])
-    document = pieces_of(options.models, options.target, options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        models = [*options.models, *(seeds(Path(name)) if options.seeds else [])]
+        document = pieces_of(models, options.target, options.seed)
     print(f"{len(document['nodes'])} nodes", file=sys.stderr)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as name:
         script, counter, out = (Path(name) / n for n in ("on_device.py", "counter", "table.json"))
@@ -286,7 +336,9 @@ def count(options: argparse.Namespace) -> list[dict[str, object]]:
         machine.run(script, "-o", out, "--counter", counter, counter=counter, timeout=7200)
         table = json.loads(out.read_text())
     table["device"] |= {"cpu": machine.cpu, "emulator": "qemu-user"}
-    table["points"] = {key: round(value) for key, value in sorted(table["points"].items())}
+    points = dict(json.loads(options.to.read_text())["points"]) if options.add and options.to.exists() else {}
+    points |= {key: round(value) for key, value in table["points"].items()}
+    table["points"] = dict(sorted(points.items()))
     options.to.write_text(json.dumps(table, indent=0) + "\n")
     return [{"file": options.to.name, "points": len(table["points"]), "failed": len(table["failed"])}]
 
@@ -348,10 +400,12 @@ def main() -> None:
     started = time.time()
     parser = common.arguments(__doc__ or "", name="emulated")
     parser.add_argument("what", choices=["compare", "check", "table", "profile"])
-    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("models", nargs="*", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--target", default="mobile-cpu")
     parser.add_argument("--cpu", help="qemu's name of a processor; default: the target's")
     parser.add_argument("--precision", default="none", help="compare: none, int8 or fp16")
+    parser.add_argument("--seeds", action="store_true", help="table: and convolutions of many sizes")
+    parser.add_argument("--add", action="store_true", help="table: keep what the file holds already")
     parser.add_argument("--to", type=Path, help="file for the table (check: the table to check)")
     options = parser.parse_args()
     if options.what in ("table", "profile") and options.to is None:

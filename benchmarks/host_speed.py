@@ -34,7 +34,7 @@ PROTOCOL = Protocol(pairs=30, min_seconds=1.0, max_seconds=12.0)
 STEPS = 200  # shares that are tried
 
 
-def levels(analysis: Analysis, target: Target) -> dict[str, list[int]]:
+def levels(analysis: Analysis, target: Target, whole_blocks: bool) -> dict[str, list[int]]:
     """Counts of units that the target likes, of every group, descending."""
     found = {}
     for group in analysis.groups:
@@ -44,13 +44,15 @@ def levels(analysis: Analysis, target: Target) -> dict[str, list[int]]:
         else:
             step = target.alignment(kind)
             allowed = tuple(n for n in range(group.size, 0, -1) if n == group.size or n * many % step == 0)
-        found[group.id] = [n for n in allowed if n >= group.least]
+        blocks = [n for n in allowed if n == group.size or n * many % target.grid == 0]
+        wanted = blocks if whole_blocks and len(blocks) > 1 else allowed
+        found[group.id] = [n for n in wanted if n >= group.least]
     return found
 
 
-def widths(analysis: Analysis, target: Target, macs: float) -> tuple[dict[str, int], float]:
+def widths(analysis: Analysis, target: Target, macs: float, blocks: bool) -> tuple[dict[str, int], float]:
     """The largest uniform share with few enough MACs: units of every group, and the share of MACs."""
-    grid, whole = levels(analysis, target), max(1, analysis.macs())
+    grid, whole = levels(analysis, target, blocks), max(1, analysis.macs())
     for step in range(STEPS, 0, -1):
         share = step / STEPS
         kept = {
@@ -69,12 +71,12 @@ def macs_left(analysis: Analysis, kept: Mapping[str, int]) -> int:
     return analysis.macs(sizes)
 
 
-def examine(path: Path, target: Target, macs: float, beside: Path | None) -> dict[str, object]:
+def examine(path: Path, target: Target, macs: float, beside: Path | None, blocks: bool) -> dict[str, object]:
     """One model."""
     row: dict[str, object] = {"model": path.stem}
     feeds = bench.make_feeds(path)
     analysis = analyze(io.load(path), {name: array.shape for name, array in feeds.items()})
-    kept, left = widths(analysis, target, macs)
+    kept, left = widths(analysis, target, macs, blocks)
     row["MACs kept %"] = round(100 * left, 1)
     cut = prune(analysis, {name: list(range(count)) for name, count in kept.items()}).model
     found = bench.compare(path, cut, feeds, protocol=PROTOCOL)
@@ -100,6 +102,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=None, metavar="NAME")
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--target", default="host")
+    parser.add_argument(
+        "--whole-blocks", action="store_true", help="multiples of the grid, also of small groups"
+    )
     parser.add_argument("--from", dest="first", type=int, default=0, help="skip so many models")
     parser.add_argument("--count", type=int, default=1000, help="and stop after so many")
     parser.add_argument("--beside", type=Path, metavar="CUT", help="folder of graphs that another tool cut")
@@ -108,7 +113,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for path in paths[options.first : options.first + options.count]:
         try:
-            row = examine(path, get(options.target), options.macs, options.beside)
+            row = examine(path, get(options.target), options.macs, options.beside, options.whole_blocks)
         except Exception as error:
             row = {
                 "model": path.stem,

@@ -19,7 +19,7 @@ _COMMANDS = {
     "heal": ("graphs", "heal"),
     "quantize": ("deploy", "quantize"),
     "emit": ("deploy", "emit"),
-    "bench": ("graphs", "bench"),
+    "bench": ("bench", "bench"),
     "profile": ("profile", "profile"),
     "report": ("info", "report"),
     "targets": ("info", "targets"),

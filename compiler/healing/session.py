@@ -280,6 +280,7 @@ def _request(
         "seconds": share.seconds,
         "threads": options.jobs,
         "seed": options.seed,
+        "trials": gradient_graph.trial.write(state),
         "zeros": [name for name in names if name in options.zeros],
         "optimizer": optimizer,
         "state": str(state),
@@ -317,7 +318,7 @@ def _fingerprint(
 
 def _improve(event: Event) -> Mapping[str, Any]:
     """The worker's gradient graph, rewritten in place."""
-    return {"changed": gradient_graph.improve(Path(event["file"]))}
+    return {"changed": gradient_graph.improve(Path(event["file"]), int(event.get("block", 0)))}
 
 
 def _on_round(judge: Judge, say: Progress) -> Callable[[Event], Mapping[str, Any]]:
@@ -350,4 +351,13 @@ def _pass_on(say: Progress) -> dict[str, Callable[[Event], None]]:
     def diverged(event: Event) -> None:
         say(0.0, f"diverged at step {event['step']}: rolled back, slower")
 
-    return {"progress": progress, "probed": probed, "resumed": resumed, "diverged": diverged}
+    def slower(event: Event) -> None:
+        say(0.0, f"training the plain way: the faster one {event['why']}")
+
+    return {
+        "slower": slower,
+        "progress": progress,
+        "probed": probed,
+        "resumed": resumed,
+        "diverged": diverged,
+    }
