@@ -104,9 +104,9 @@ bench-list: ## the benchmarks there are
 docs: $(DOCS_ENV)/.stamp ## the documentation as a site in site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/mkdocs build --strict --quiet
 
-$(DOCS_ENV)/.stamp: Makefile
+$(DOCS_ENV)/.stamp: Makefile pyproject.toml
 	@$(call venv,$(DOCS_ENV))
-	$(DOCS_ENV)/bin/python -m pip install -qq 'mkdocs-material>=9.5,<10'
+	$(DOCS_ENV)/bin/python -m pip install -qq 'mkdocs-material>=9.5,<10' --editable .
 	touch $@
 
 clean: ## remove everything made here

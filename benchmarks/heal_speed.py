@@ -44,7 +44,7 @@ class Trainer:
         if "gradient" in found:  # asked first by the worker's side
             from condensec.healing import gradient_graph
 
-            gradient_graph.improve(Path(str(found["gradient"])))
+            gradient_graph.improve(Path(str(found["gradient"])), int(found["block"]))
             return self.steps(count)
         return found
 
@@ -59,7 +59,7 @@ def prepare(folder: Path, name: str, batch: int, threads: int) -> Path:
     """The worker's job: training graph (every thread takes a part of the batch), weights, data."""
     import onnx
 
-    from condensec.healing import losses
+    from condensec.healing import gradient_graph, losses
     from condensec.healing.training import prepare
 
     with np.load(folder / f"{name}.npz") as data:
@@ -77,7 +77,13 @@ def prepare(folder: Path, name: str, batch: int, threads: int) -> Path:
     np.save(job / "x.npy", x)
     np.save(job / "y.npy", y)
     (job / "job.json").write_text(
-        json.dumps({"weights": list(training.weights), "data": {k: str(v) for k, v in files.items()}})
+        json.dumps(
+            {
+                "weights": list(training.weights),
+                "data": {k: str(v) for k, v in files.items()},
+                "trials": gradient_graph.trial.write(job),
+            }
+        )
     )
     return job
 

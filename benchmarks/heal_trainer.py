@@ -30,10 +30,10 @@ def worker(folder: str) -> Any:
     return module
 
 
-def improved(model: bytes, path: Path) -> bytes:
+def improved(model: bytes, path: Path, block: int) -> bytes:
     """The gradient graph, as the parent writes it anew."""
     path.write_bytes(model)
-    print(json.dumps({"gradient": str(path)}), flush=True)
+    print(json.dumps({"gradient": str(path), "block": block}), flush=True)
     sys.stdin.readline()
     return path.read_bytes()
 
@@ -41,6 +41,7 @@ def improved(model: bytes, path: Path) -> bytes:
 def serve() -> None:
     """Train as asked until there is nobody to ask."""
     worker(sys.argv[1])
+    from heal_worker import blocks  # type: ignore[import-not-found]
     from heal_worker.channel import peak_rss_mb  # type: ignore[import-not-found]
     from heal_worker.data import Batches  # type: ignore[import-not-found]
     from heal_worker.engine import Engine  # type: ignore[import-not-found]
@@ -54,7 +55,8 @@ def serve() -> None:
     threads, batch = int(sys.argv[3]), int(sys.argv[4])
     engine = Engine(
         {"model": job / "forward.onnx"}, weights.views, gradients.views, threads, batch // threads, batch,
-        lambda model: improved(model, job / "gradient.onnx"),
+        lambda model: improved(model, job / "gradient.onnx", blocks.size(names["trials"])),
+        lambda why: print(why, file=sys.stderr),
     )  # fmt: skip
     optimizer = Optimizer(weights, gradients, Settings(), 0.99)
     data = Batches(names["data"], batch, 0)

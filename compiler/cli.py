@@ -24,7 +24,6 @@ from condensec.errors import CondensecError, ConfigError, Interrupted
 if TYPE_CHECKING:
     import typer
 
-_COMPLETION = "_CONDENSEC_COMPLETE"  # set by the shell when it asks for completions
 _HELP = ("--help", "-h")
 _ROOT_OPTIONS = ("--install-completion", "--show-completion")
 
@@ -54,14 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     from typer.main import get_command
 
-    from condensec.commands import build
+    from condensec.commands import build, completion
 
     if given[:1] in (["--version"], ["-V"]):
         console.current().result(f"condensec {__version__}", {"version": __version__})
         return 0
     app = build()
     command: Any = get_command(app)
-    arguments = given if _COMPLETION in os.environ else _route(given, command)
+    if completion.VARIABLE in os.environ:  # the shell asks
+        completion.routed([name for name in command.commands if name != "compress"])
+        arguments = given
+    else:
+        arguments = _route(given, command)
     result = command.main(arguments, prog_name="condensec", standalone_mode=False)
     if result == Interrupted.exit_code:  # what typer makes of Ctrl-C
         raise KeyboardInterrupt

@@ -15,16 +15,15 @@ Precedence: flags, then condensec.toml, then the defaults, which are:
 from __future__ import annotations
 
 import difflib
-import math
 import os
-import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from condensec import recipes
+from condensec import setting_values as values
 from condensec.errors import ConfigError
 from condensec.specs import (
     DEFAULT_PATTERNS,
@@ -34,10 +33,8 @@ from condensec.specs import (
     parse_augment,
     parse_budget,
     parse_heal,
-    parse_input,
     parse_losses,
     parse_patterns,
-    parse_shape,
 )
 from condensec.toml_file import read_toml, write_toml
 
@@ -188,8 +185,7 @@ def configure(*, config: str | Path | None = None, command: str = "", **options:
     if config is not None:
         given = {**_from_file(Path(config), given), **given}
     if "recipe" in given:
-        meant = recipes.ready(str(given.pop("recipe")))
-        given = {**_beside(meant, given), **given}
+        given = recipes.beside(recipes.ready(str(given.pop("recipe"))), given)
     if "model" not in given:
         raise ConfigError("no model given", hint="condensec MODEL.onnx --target TARGET")
     made = {name: parse(given[name]) for name, parse in _KEYS.items() if name in given}
@@ -275,7 +271,7 @@ def _from_file(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     document = read_toml(path)
     if "step" in document and isinstance(document["step"], list):  # a recipe; else the size of the steps
-        document = {**_beside(recipes.options(document.pop("step")), document), **document}
+        document = recipes.beside(recipes.options(document.pop("step")), document)
     for key, value in document.items():
         name = key.replace("-", "_")
         if name not in _KEYS or name in ("resume", "dry_run"):
@@ -284,14 +280,6 @@ def _from_file(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in given and excluded not in given:
             options[name] = _located(name, value, path.parent)
     return options
-
-
-def _beside(meant: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe means where some options are given: a budget or ``keep`` of theirs replaces its own."""
-    aims = ("budget", "keep", "towards")
-    if any(name in given for name in aims):
-        meant = {name: value for name, value in meant.items() if name not in aims}
-    return dict(meant)
 
 
 def _absolute(spec: Any) -> Any:
@@ -305,7 +293,7 @@ def _located(name: str, value: Any, folder: Path) -> Any:
     if name in ("model", "output", "teacher") and isinstance(value, str):
         return folder / value
     if name == "table":
-        return [str(folder / path) for path in _texts("table", value)]
+        return [str(folder / path) for path in values.texts("table", value)]
     if name in ("data", "val") and isinstance(value, str) and (folder / value).exists():
         return str(folder / value)
     return value
@@ -320,129 +308,40 @@ def _near_key(key: str) -> str:
 # -- one value each -----------------------------------------------------------------------------------
 
 
-def _path(flag: str) -> Callable[[Any], Path]:
-    def parse(value: Any) -> Path:
-        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-            raise ConfigError(f"{flag} can't be {value!r}", hint="give a path")
-        return Path(value)
-
-    return parse
-
-
-def _number(flag: str, allowed: str, holds: Callable[[float], bool]) -> Callable[[Any], float]:
-    def parse(value: Any) -> float:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isnan(number) or not holds(number):
-            raise ConfigError(f"{flag} {value} can't be", hint=f"give {allowed}")
-        return number
-
-    return parse
-
-
-def _whole(flag: str, least: int) -> Callable[[Any], int]:
-    check = _number(flag, f"a whole number, at least {least}", lambda v: v >= least and v == int(v))
-    return lambda value: int(value) if check(value) and isinstance(value, int) else int(check(value))
-
-
-def _choice(flag: str, known: Sequence[str]) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if value not in known:
-            near = difflib.get_close_matches(str(value), known, 1, 0.5)
-            hint = (f"did you mean '{near[0]}'? " if near else "") + f"known: {', '.join(known)}"
-            raise ConfigError(f"{flag}: unknown value '{value}'", hint=hint)
-        return str(value)
-
-    return parse
-
-
-def _texts(flag: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str | os.PathLike):
-        return (os.fspath(value),)
-    try:
-        return tuple(str(item) for item in value)
-    except TypeError as error:
-        raise ConfigError(f"{flag} can't be {value!r}", hint="give text or a list of texts") from error
-
-
-def _targets(value: Any) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(_texts("--target", value)))
-    if not names or "" in names:
-        raise ConfigError("--target needs a name", hint="'condensec targets' lists them")
-    return names
-
-
-def _freeze(value: Any) -> str | None:
-    patterns = _texts("--freeze", value)
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(
-                f"--freeze '{pattern}' is no regular expression: {error}",
-                hint="escape it as Python's re does",
-            ) from error
-    return "|".join(f"(?:{p})" for p in patterns) if len(patterns) > 1 else (patterns or (None,))[0]
-
-
-def _shapes(value: Any) -> dict[str, tuple[int, ...]]:
-    if isinstance(value, Mapping):
-        return dict(parse_shape(f"{name}={'x'.join(map(str, dims))}") for name, dims in value.items())
-    return dict(parse_shape(text) for text in _texts("--shape", value))
-
-
-def _inputs(value: Any) -> dict[str, str]:
-    if isinstance(value, Mapping):
-        texts = [f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in value.items()]
-    else:
-        texts = list(_texts("--input", value))
-    return dict(parse_input(text) for text in texts)
-
-
-def _function(value: Any) -> Any:
-    if not callable(value):
-        raise ConfigError(
-            f"--augment can't be {value!r}", hint="give text or a function (batch, rng) -> dict"
-        )
-    return value
-
-
-def _asis(value: Any) -> Any:
-    return value
-
-
 _KEYS: Mapping[str, Callable[[Any], Any]] = {
-    "model": _path("MODEL"),
-    "output": _path("--output"),
-    "target": _targets,
-    "table": lambda value: _texts("--table", value),
-    "budget": lambda value: tuple(parse_budget(text) for text in _texts("--budget", value)),
+    "model": values.path("MODEL"),
+    "output": values.path("--output"),
+    "target": values.target_names,
+    "table": lambda value: values.texts("--table", value),
+    "budget": lambda value: tuple(parse_budget(text) for text in values.texts("--budget", value)),
     "towards": lambda value: parse_budget(str(value)),
-    "keep": _number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
-    "pareto": _whole("--pareto", 1),
-    "align": _whole("--align", 1),
-    "max_drop": _number("--max-drop", "points of the metric, at least 0 (inf = no guard)", lambda v: v >= 0),
-    "data": _asis,
-    "val": _asis,
-    "metric": _asis,
-    "step": _number("--step", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
-    "teacher": _path("--teacher"),
+    "keep": values.number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
+    "pareto": values.whole("--pareto", 1),
+    "align": values.whole("--align", 1),
+    "max_drop": values.number(
+        "--max-drop", "points of the metric, at least 0 (inf = no guard)", lambda v: v >= 0
+    ),
+    "data": values.as_is,
+    "val": values.as_is,
+    "metric": values.as_is,
+    "step": values.number("--step", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
+    "teacher": values.path("--teacher"),
     "recipe": str,
     "heal": lambda value: str(parse_heal(str(value))),
-    "augment": lambda value: ",".join(parse_augment(value)) if isinstance(value, str) else _function(value),
+    "augment": lambda value: (
+        ",".join(parse_augment(value)) if isinstance(value, str) else values.function(value)
+    ),
     "loss": lambda value: ",".join(f"{k}={w:g}" for k, w in parse_losses(str(value)).items()),
-    "patterns": lambda value: parse_patterns(",".join(_texts("--patterns", value))),
+    "patterns": lambda value: parse_patterns(",".join(values.texts("--patterns", value))),
     "sparse": bool,
-    "quantize": _choice("--quantize", QUANTIZATIONS),
-    "calibrate": _choice("--calibrate", CALIBRATIONS),
+    "quantize": values.choice("--quantize", QUANTIZATIONS),
+    "calibrate": values.choice("--calibrate", CALIBRATIONS),
     "criterion": str,
-    "freeze": _freeze,
-    "shape": _shapes,
-    "input": _inputs,
-    "seed": _whole("--seed", 0),
-    "jobs": _whole("--jobs", 1),
+    "freeze": values.freeze_pattern,
+    "shape": values.input_shapes,
+    "input": values.input_values,
+    "seed": values.whole("--seed", 0),
+    "jobs": values.whole("--jobs", 1),
     "resume": bool,
     "dry_run": bool,
 }

@@ -69,7 +69,7 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
             checkpoints.save(progress)
         cut, healed = cycles.final_cut(work, progress.safe)
         proven = steps.run("verify", finish.prove, work, cut, healed)
-        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging, means.healer)
+        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
         again = cycles.corrected(work, budgets, progress, emitted)
         if again is None and not last and asked(config.patterns) is None:
             last = True
@@ -79,8 +79,10 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
         if again is None:
             break
         progress = again
+    if asked(config.patterns) is not None:
+        checkpoints.save(progress)  # trainings under zeros go on from here
     progress, zeros = patterns.apply(work, means, steps, progress)
-    if zeros is not None and zeros.places:
+    if (zeros is not None and zeros.places) or means.healer.trains_quantized:
         cut, healed = cycles.final_cut(work, progress.safe)
         proven = steps.run("verify", finish.prove, work, cut, healed)
         emitted = steps.run("emit", finish.emit_all, work, healed, models, staging, means.healer)
@@ -133,7 +135,10 @@ def _means(
     uniform = work.config.keep is not None  # every group alike: nothing to measure but which layers may go
     if not uniform or layers:
         curves = sensitivity(work, order, steps, seconds=seconds, layers=layers, groups=not uniform)
-    return Means(order, curves, goals.widths_grid(work), budgets, healer, (*healer.notes, *evidence.notes))
+    grid = goals.widths_grid(work)
+    return Means(
+        order, curves, grid, goals.with_least(work, budgets, grid), healer, (*healer.notes, *evidence.notes)
+    )
 
 
 def _key(work: Job) -> str:

@@ -257,9 +257,12 @@ def read_plan(path: Path) -> Plan:
     Raises:
         ConfigError: the file is missing, isn't JSON, or isn't a plan.
     """
+    hint = "give a plan.json that condensec wrote"
     try:
         return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(
-            f"can't read the plan {path}: {error}", hint="give a plan.json that condensec wrote"
-        ) from error
+    except OSError as error:
+        raise ConfigError(f"can't read the plan {path}: {error.strerror or error}", hint=hint) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is no plan: it isn't JSON", hint=hint) from error
+    except ConfigError as error:
+        raise ConfigError(f"{path} is no plan: {error.message}", hint=error.hint or hint) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from condensec.data import Signature, TensorSpec, synthetic
 from condensec.data.side import check_given
-from condensec.data.synthetic import is_image
+from condensec.data.synthetic import check_shapes, is_image
 from condensec.data.types import Array
 from condensec.errors import CondensecError, DataError, ModelError
 
@@ -54,6 +54,7 @@ def runnable_shapes(
 
     given = dict(given or {})
     check_given(values or {}, [spec.name for spec in signature.inputs])
+    check_shapes(signature, given)
     settled = {*given, *(name for name, value in (values or {}).items() if value.ndim), *signature.sides}
     open_inputs = [s for s in signature.inputs if s.name not in settled and _is_open(s)]
     if not open_inputs:

@@ -22,6 +22,8 @@ LABELS = {
     "select": "choosing what to cut",
     "prune": "cutting",
     "repair": "repairing (closed form)",
+    "pattern": "setting zeros",
+    "permute": "sorting channels for zeros",
     "heal": "healing",
     "judge": "judging",
     "watch": "looking for dead layers",
@@ -30,6 +32,7 @@ LABELS = {
     "pareto": "writing and timing models along the front",
     "report": "writing the report",
 }
+_SILENCE = 30.0  # seconds without a line, where there is no terminal
 _SHORT = 0.5  # seconds; a repeated stage below it isn't worth a line of its own
 
 
@@ -44,6 +47,7 @@ class Progress:
         self._console = console
         self._started: dict[str, float] = {}
         self._seen: set[str] = set()
+        self._said = 0.0  # when the last plain line of progress was written
         self._bar: Any = None
         self._task: Any = None
 
@@ -89,8 +93,9 @@ class Progress:
             self._task = self._bar.add_task(LABELS.get(step, step), total=None)
 
     def share(self, step: str, share: float, text: str) -> None:
-        """The running step is so far, from 0 to 1."""
+        """The running step is so far, from 0 to 1. Without a terminal a long step says so at times."""
         if self._bar is None:
+            self._plain(step, share, text)
             return
         if self._task is None:
             self._start(step)
@@ -98,6 +103,17 @@ class Progress:
         self._bar.update(
             self._task, total=1.0, completed=min(1.0, share), description=f"{label} {text}".rstrip()
         )
+
+    def _plain(self, step: str, share: float, text: str) -> None:
+        """A line of progress, if the last one is long ago."""
+        now = time.monotonic()
+        begun = self._started.setdefault(step, now)
+        if now - max(begun, self._said) < _SILENCE or self._console.quiet:
+            return
+        self._said = now
+        left = f", about {_duration((now - begun) * (1 - share) / share)} left" if 0.02 < share < 1 else ""
+        label = LABELS.get(step, step)
+        self.say(f"{now - begun:7.1f} s  {label}: {100 * share:.0f}%{left} {text}".rstrip())
 
     def _done(self, step: str) -> None:
         seconds = time.monotonic() - self._started.pop(step, time.monotonic())
@@ -108,6 +124,10 @@ class Progress:
             self._seen.add(step)
             if not self._console.quiet:
                 self.say(f"{seconds:7.1f} s  {LABELS.get(step, step)}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _make_bar() -> Any:

@@ -74,6 +74,14 @@ def ready(level: str) -> dict[str, Any]:
     return {**options(READY[name]), "max_drop": _MAX_DROP[name]}
 
 
+def beside(meant: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's options and others, which win; a budget or ``keep`` of theirs replaces what it aims at."""
+    aims = ("budget", "keep", "towards")
+    if any(name in given for name in aims):
+        meant = {name: value for name, value in meant.items() if name not in aims}
+    return {**meant, **given}
+
+
 def options(steps: Any) -> dict[str, Any]:
     """What a list of steps means in options, by their names in `condensec.config.configure`.
 

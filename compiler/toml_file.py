@@ -28,7 +28,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"no such file: {path}", hint="check the path after --config") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"can't read {path}: {error}") from error
+        raise ConfigError(
+            f"can't read {path}: {getattr(error, 'strerror', None) or error}",
+            hint="give a condensec.toml",
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} isn't TOML: {' '.join(str(error).split())}") from error
 

@@ -124,8 +124,7 @@ def main() -> int:
     for i in range(0, len(values), 2):
         flat = flat @ values[i] + values[i + 1]
         flat = np.maximum(flat, 0) if i < len(values) - 2 else flat
-    hits = 100 * float((flat.argmax(axis=1) == labels).mean())
-    print(f"shapes.onnx: {hits:.1f}% of {len(labels)} test pictures")
+    print(f"shapes.onnx: {100 * np.mean(flat.argmax(axis=1) == labels):.1f}% of {len(labels)} test pictures")
     return 0
 
 

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from condensec.errors import ConfigError
-from condensec.hardware import isa
+from condensec.hardware import isa, memory, providers
+from condensec.hardware.measurement import Comparison, Environment, Measurement
 from condensec.hardware.protocol import (
     Array,
     Clocked,
@@ -33,131 +34,9 @@ if TYPE_CHECKING:
     from condensec.runner import Arrays
     from condensec.serialized import ModelSource
 
+__all__ = ["Comparison", "Environment", "Measurement", "compare", "make_feeds", "measure", "model_bytes"]
+
 Shapes = Mapping[str, tuple[int, ...]]
-# Above this ratio of wall to CPU time the thread was kept waiting, and the CPU clock is the better one.
-_DISTURBED = 1.05
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Where a measurement was taken."""
-
-    runtime: str
-    isa: str
-    provider: str
-    threads: int
-    cores: tuple[int, ...] | None
-    load: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "onnxruntime": self.runtime,
-            "isa": self.isa,
-            "provider": self.provider,
-            "threads": self.threads,
-            "pinned_cores": None if self.cores is None else list(self.cores),
-            "load_average": self.load,
-        }
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One model's time.
-
-    Attributes:
-        name: file name, or "a" / "b".
-        wall: wall-clock seconds a run.
-        cpu: CPU seconds a run (of all threads).
-        first_run: seconds of the first run.
-        session_creation: seconds to load and optimise the model.
-        model_bytes: size of the model with its weights.
-        runs: counted samples.
-        environment: where.
-        command: the line that measures the same with onnxruntime's own tool.
-    """
-
-    name: str
-    wall: Spread
-    cpu: Spread
-    first_run: float
-    session_creation: float
-    model_bytes: int
-    runs: int
-    environment: Environment
-    command: str
-
-    @property
-    def seconds(self) -> float:
-        """The one number: median wall time, or median CPU time where the machine was disturbed."""
-        return self.cpu.median if self.basis == "cpu" else self.wall.median
-
-    @property
-    def basis(self) -> str:
-        """Which clock `seconds` is from: "wall" or "cpu"."""
-        return "cpu" if _disturbed(self.environment, self.wall, self.cpu) else "wall"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, milliseconds."""
-        return {
-            "name": self.name,
-            "latency_ms": self.seconds * 1e3,
-            "basis": self.basis,
-            "wall": self.wall.to_json(),
-            "cpu": self.cpu.to_json(),
-            "first_run_ms": self.first_run * 1e3,
-            "session_creation_ms": self.session_creation * 1e3,
-            "bytes": self.model_bytes,
-            "runs": self.runs,
-            "environment": self.environment.to_json(),
-            "command": self.command,
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two models' times, b over a.
-
-    Attributes:
-        a: the first model (usually: before).
-        b: the second (after).
-        ratio: median of the paired ratios b/a; below 1 means that b is faster.
-        ci95: its bootstrap interval.
-        wall_ratio: the same by the wall clock, with its interval.
-        cpu_ratio: the same by CPU time.
-        basis: which clock ``ratio`` is from: "cpu" where the machine was disturbed, else "wall".
-        pairs: counted pairs.
-    """
-
-    a: Measurement
-    b: Measurement
-    ratio: float
-    ci95: tuple[float, float]
-    wall_ratio: tuple[float, float, float]
-    cpu_ratio: tuple[float, float, float]
-    basis: str
-    pairs: int
-
-    @property
-    def verdict(self) -> str:
-        """What b is: "faster" or "slower" only where the interval excludes 1, else "no difference"."""
-        if self.ci95[1] < 1:
-            return "faster"
-        return "slower" if self.ci95[0] > 1 else "no difference"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "ratio": self.ratio,
-            "ci95": list(self.ci95),
-            "verdict": self.verdict,
-            "basis": self.basis,
-            "wall_ratio": list(self.wall_ratio),
-            "cpu_ratio": list(self.cpu_ratio),
-            "pairs": self.pairs,
-            "a": self.a.to_json(),
-            "b": self.b.to_json(),
-        }
 
 
 @dataclass(frozen=True)
@@ -170,6 +49,8 @@ class _Opened:
     size: int
     path: str
     dims: Mapping[str, int]  # sizes of the named dynamic dims
+    shapes: Mapping[str, tuple[int, ...]]  # of the inputs
+    peak: int | None
 
 
 def measure(
@@ -195,7 +76,7 @@ def measure(
     _check_providers(protocol)
     feeds = make_feeds(model, shapes, protocol.seed) if feeds is None else feeds
     with pinned(protocol.threads, protocol.pin) as cores:
-        opened = _open(model, "a", feeds, protocol)
+        opened = _open(model, _names((model, "a"))[0], feeds, protocol)
         clocked = interleave([opened.call], protocol)
     return _measurement(opened, clocked, 0, _environment(opened, protocol, cores))
 
@@ -225,7 +106,8 @@ def compare(
     _check_providers(protocol)
     feeds = make_feeds(b, shapes, protocol.seed) if feeds is None else feeds
     with pinned(protocol.threads, protocol.pin) as cores:
-        opened = [_open(model, name, feeds, protocol) for model, name in ((a, "a"), (b, "b"))]
+        names = _names((a, "a"), (b, "b"))
+        opened = [_open(model, name, feeds, protocol) for model, name in zip((a, b), names, strict=True)]
         clocked = interleave([one.call for one in opened], protocol)
     first, second = (
         _measurement(one, clocked, i, _environment(one, protocol, cores)) for i, one in enumerate(opened)
@@ -265,10 +147,21 @@ def make_feeds(
     return spec.call(samples, len(samples))
 
 
+def _names(*models: tuple[ModelSource, str]) -> list[str]:
+    """File names, or whole paths where those are the same; a letter for a model without a file."""
+    files = [model for model, _ in models if isinstance(model, str | Path)]
+    alike = len({Path(file).name for file in files}) < len(files)
+    return [
+        letter if not isinstance(model, str | Path) else str(model) if alike else Path(model).name
+        for model, letter in models
+    ]
+
+
 def _open(model: ModelSource, name: str, feeds: Arrays, protocol: Protocol) -> _Opened:
     start = time.perf_counter()
     session = Session(model, threads=protocol.threads, providers=protocol.providers)
     created = time.perf_counter()
+    providers.check_used(protocol.providers, session.providers)
     call = session.prepared(feeds)
     ran = time.perf_counter()
     path = str(model) if isinstance(model, str | Path) else ""
@@ -278,9 +171,10 @@ def _open(model: ModelSource, name: str, feeds: Arrays, protocol: Protocol) -> _
         for dim, size in zip(port.shape, feeds[port.name].shape, strict=False)
         if isinstance(dim, str)
     }
-    return _Opened(
-        Path(path).name or name, session, call, created - start, ran - created, model_bytes(model), path, dims
-    )
+    shapes = {port.name: feeds[port.name].shape for port in session.inputs}
+    peak = memory.peak_bytes(Path(path), feeds, protocol) if path and protocol.memory else None
+    times, size = (created - start, ran - created), model_bytes(model)
+    return _Opened(name, session, call, *times, size, path, dims, shapes, peak)
 
 
 def model_bytes(model: ModelSource) -> int:
@@ -319,6 +213,7 @@ def _measurement(opened: _Opened, clocked: Clocked, column: int, where: Environm
         runs=len(clocked.wall),
         environment=where,
         command=_command(opened, where),
+        peak_bytes=opened.peak,
     )
 
 
@@ -330,7 +225,9 @@ def _environment(opened: _Opened, protocol: Protocol, cores: tuple[int, ...] | N
 
 def _command(opened: _Opened, where: Environment) -> str:
     """What onnxruntime's own tool would be called with."""
-    short = where.provider.removesuffix("ExecutionProvider").lower()
+    short = providers.perf_test_name(where.provider)
+    if short == "tensorrt":
+        return _trtexec(opened)
     dims = "".join(f" -f {name}:{size}" for name, size in sorted(opened.dims.items()))
     return (
         f"onnxruntime_perf_test -I -e {short} -m times -r 30 -x {where.threads} -y 1{dims} "
@@ -338,15 +235,20 @@ def _command(opened: _Opened, where: Environment) -> str:
     )
 
 
+def _trtexec(opened: _Opened) -> str:
+    shapes = ",".join(
+        f"{port.name}:{'x'.join(map(str, opened.shapes[port.name]))}"
+        for port in opened.session.inputs
+        if any(not isinstance(dim, int) for dim in port.shape)
+    )
+    given = f" --shapes={shapes}" if shapes else ""
+    return f"trtexec --onnx={opened.path or opened.name}{given} --useCudaGraph --noDataTransfers"
+
+
 def _ratios(cpu: Array) -> Array:
     """Paired ratios of CPU times; pairs too short for the CPU clock are left out."""
     usable = (cpu > 0).all(axis=1)
     return cpu[usable, 1] / cpu[usable, 0] if usable.any() else np.ones(1)
-
-
-def _disturbed(where: Environment, wall: Spread, cpu: Spread) -> bool:
-    alone = where.threads == 1 and where.provider == "CPUExecutionProvider"
-    return alone and cpu.median > 0 and wall.median > _DISTURBED * cpu.median
 
 
 def _check_providers(protocol: Protocol) -> None:

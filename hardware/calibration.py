@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from condensec.errors import PostconditionError
 from condensec.runner import Session
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ SAMPLES = 128  # least and largest values change little beyond
 _KEPT = 1 << 16  # values kept of each tensor
 _PERCENTILE = 99.99
 _BINS, _LEVELS = 1024, 128  # of the histogram; of the quantized one
-_BATCH_BYTES = 64 << 20  # activations of one call, roughly
+_CALL_BYTES = 128 << 20  # all values of one call
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Values:
 
     Attributes:
         low, high: least and largest value of all.
-        sample: some of the values, evenly spaced.
+        sample: some of the values, drawn at random.
     """
 
     low: float
@@ -91,7 +90,7 @@ def _divergence(counts: NDArray[np.float64], end: int) -> float:
 
 
 def observe(source: Path, samples: Samples, threads: int = 1) -> dict[str, Values]:
-    """Run a model and note what every float32 value of its main graph holds.
+    """Run a model and note what every float32 value of its main graph holds; infinities don't count.
 
     Args:
         source: the model.
@@ -99,27 +98,29 @@ def observe(source: Path, samples: Samples, threads: int = 1) -> dict[str, Value
         threads: of the runs.
 
     Raises:
-        PostconditionError: the model can't be run, or a value isn't finite.
+        PostconditionError: the model can't be run.
     """
     session = Session(source, threads=threads, extra_outputs=computed(source))
     given = [port.name for port in session.inputs if port.dtype == np.float32]
     made = [port.name for port in session.outputs if port.dtype == np.float32]
     found: dict[str, list[NDArray[np.float32]]] = {}
     ends: dict[str, tuple[float, float]] = {}
-    calls = list(_calls(session, samples))
-    share = max(1, _KEPT // max(1, len(calls)))
-    for feeds in calls:
+    count, rng = min(len(samples), SAMPLES), np.random.default_rng(0)
+    for feeds in _calls(session, samples, made):
+        share = max(1, _KEPT * len(next(iter(feeds.values()))) // count)
         values = {**{name: feeds[name] for name in given}, **session.run(feeds, made)}
         for name, value in values.items():
             array = np.asarray(value).reshape(-1)
+            if array.size and not np.isfinite(array.min() + array.max()):
+                array = array[np.isfinite(array)]  # masks hold minus infinity
             if not array.size:
                 continue
             low, high = float(array.min()), float(array.max())
-            if not np.isfinite(low) or not np.isfinite(high):
-                raise PostconditionError(f"'{name}' isn't finite on calibration samples", node=name)
             before = ends.get(name, (low, high))
             ends[name] = (min(low, before[0]), max(high, before[1]))
-            found.setdefault(name, []).append(array[:: -(-array.size // share)].copy())
+            # at random: even steps might fall on the same channel again and again
+            picked = array if array.size <= share else array[rng.integers(0, array.size, share)]
+            found.setdefault(name, []).append(picked.copy())
     return {name: Values(*ends[name], np.concatenate(parts)) for name, parts in found.items()}
 
 
@@ -131,16 +132,20 @@ def computed(source: Path) -> list[str]:
     return [name for node in graph.node for name in node.output if name]
 
 
-def _calls(session: Session, samples: Samples) -> Iterator[dict[str, NDArray[Any]]]:
-    """Feeds of the model's own batch size, or of few samples where they're large."""
+def _calls(session: Session, samples: Samples, made: list[str]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Feeds of the model's own batch size, or of as many samples as have room in memory with all values."""
+    names = [port.name for port in session.inputs]
+
+    def feeds(start: int, size: int) -> dict[str, NDArray[Any]]:
+        rows = np.arange(start, start + size) % len(samples)
+        return {name: np.ascontiguousarray(samples.inputs[name][rows]) for name in names}
+
     size = session.batch_size
     if size is None:
-        one = sum(array[:1].nbytes for array in samples.inputs.values())
-        size = int(max(1, min(16, _BATCH_BYTES // max(1, 64 * one))))  # inner values outweigh the inputs
-    names = [port.name for port in session.inputs]
+        one = sum(value.nbytes for value in session.run(feeds(0, 1), made).values())
+        size = int(np.clip(_CALL_BYTES // max(1, one), 1, 16))
     for start in range(0, min(len(samples), SAMPLES), size):
-        rows = np.arange(start, start + size) % len(samples)
-        yield {name: np.ascontiguousarray(samples.inputs[name][rows]) for name in names}
+        yield feeds(start, size)
 
 
 def ranges(values: Mapping[str, Values], method: str) -> dict[str, tuple[float, float]]:

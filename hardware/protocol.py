@@ -34,6 +34,7 @@ class Protocol:
         providers: execution providers, best first.
         pin: keep to one core (as many as threads) where the OS allows.
         seed: of the bootstrap and of synthetic feeds.
+        memory: also measure memory, in a process of its own for each model.
     """
 
     threads: int = 1
@@ -45,6 +46,7 @@ class Protocol:
     providers: tuple[str, ...] = CPU
     pin: bool = True
     seed: int = 0
+    memory: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.pairs < 5 or self.discard < 0:

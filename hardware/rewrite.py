@@ -73,6 +73,32 @@ def fuse_hard_sigmoid(model: ir.Model) -> int:
     return replaced
 
 
+def flatten_to_reshape(model: ir.Model) -> int:
+    """Replace Flatten by Reshape, in place, where that is the same at any shape: CoreML takes no Flatten.
+
+    Returns:
+        How many were replaced.
+    """
+    import onnx_ir as ir
+
+    replaced = 0
+    for node in list(model.graph):
+        axis = node.attributes.get_int("axis", 1)
+        if node.op_type != "Flatten" or node.domain not in ("", "ai.onnx") or axis not in (0, 1):
+            continue
+        name = f"{node.outputs[0].name}.shape"
+        shape = ir.tensor(np.array([0, -1] if axis == 1 else [1, -1], np.int64), name=name)
+        value = ir.Value(name=name, const_value=shape, type=ir.TensorType(ir.DataType.INT64))
+        value.shape = ir.Shape([2])
+        model.graph.register_initializer(value)
+        node.op_type = "Reshape"
+        node.attributes.pop("axis", None)
+        node.resize_inputs(2)
+        node.replace_input_with(1, value)
+        replaced += 1
+    return replaced
+
+
 def _scaled_clip(node: ir.Node) -> tuple[ir.Value, ir.Value | None, float, float] | None:
     """Match the last node of ``clip(x + a, 0, c) [* y] / c``: (x, y or None, 1 / c, a / c)."""
     divided = _by_constant(node)

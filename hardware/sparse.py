@@ -1,7 +1,8 @@
 """Weights with many zeros as sparse tensors of ONNX (`sparse_initializer`): a smaller file, the same graph.
 
-onnxruntime reads them and makes them dense when it opens a session; TensorRT refuses them. A sparse tensor
-holds the numbers that are not zero and 8 bytes each for their places: smaller only where most are zero.
+onnxruntime reads them and makes them dense when it opens a session; TensorRT refuses them, and minimal builds
+may. A sparse tensor holds the numbers that aren't zero and 8 bytes each for their places: it is smaller only
+where most are zero.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def store(path: Path, runtime: str) -> str:
     import onnx
 
     if runtime != RUNTIME:
-        return f"weights stay dense: {runtime} doesn't read sparse tensors"
+        return f"weights stay dense: {runtime} isn't known to read sparse tensors"
     model = onnx.load(str(path))
     before = path.stat().st_size
     count = _rewrite(model)
@@ -93,26 +94,18 @@ def _reads(attribute: onnx.AttributeProto) -> list[str]:
 
 def _differs(dense: Path, sparse: Path) -> str:
     """Why onnxruntime doesn't get the same numbers out of both; empty if it does."""
-    import onnxruntime
-
     from condensec.data import synthetic
     from condensec.io import load, signature
     from condensec.probe import runnable_shapes
+    from condensec.runner import Session
 
     try:
         known = signature(load(dense))
         shapes = runnable_shapes(dense, known, None)
         count = next((s[0] for s in shapes.values() if s), 1)
         feeds = dict(synthetic(known, seed=0, count=count, shapes=shapes).inputs)
-        runs = []
-        for path in (dense, sparse):
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 4
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            runs.append(session.run(None, feeds))
+        before, after = (Session(path).run(feeds) for path in (dense, sparse))
     except CondensecError as error:
-        return f"they can't be compared: {error.message}"
-    except Exception as error:  # onnxruntime raises its own kinds
-        return f"onnxruntime doesn't take them: {' '.join(str(error).split())[:120]}"
-    same = all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(*runs, strict=True))
+        return f"onnxruntime doesn't take sparse tensors here: {error.message}"
+    same = all(np.array_equal(a, after[name], equal_nan=a.dtype.kind == "f") for name, a in before.items())
     return "" if same else "onnxruntime computes something else with them"

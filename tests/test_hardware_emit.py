@@ -253,3 +253,48 @@ def test_artifacts_serialise(tmp_path: Path) -> None:
     doc = artifact.to_json()
     assert doc["file"] == "model.onnx"
     assert doc["fidelity"]["samples"] == 4
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_flatten_becomes_reshape_where_that_is_the_same(axis: int) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["A", "B"])
+    graph = helper.make_graph([helper.make_node("Flatten", ["x"], ["y"], "flat", axis=axis)], "g", [x], [y])
+    before = ir.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
+    after = before.clone()
+    assert rewrite.flatten_to_reshape(after) == (axis < 2)
+    data = {"x": np.arange(24, dtype=np.float32).reshape(2, 3, 4)}
+    np.testing.assert_array_equal(Session(before).run(data)["y"], Session(after).run(data)["y"])
+
+
+def test_mobile_graphs_have_no_flatten(tmp_path: Path) -> None:
+    for precision in ("none", "int8"):
+        artifact = emit.emit(
+            residual_cnn(), get("mobile-cpu"), tmp_path / precision, precision=precision, samples=images(),
+            calibrate="minmax",
+        )  # fmt: skip
+        found = ops(artifact.path)
+        assert found["Flatten"] == 0
+        assert found["Reshape"] == 1
+        assert any(note.startswith("CoreML takes") for note in artifact.notes)
+
+
+def test_the_ort_format_comes_with_its_operators(tmp_path: Path) -> None:
+    artifact = emit.emit(
+        residual_cnn(), get("mobile-cpu"), tmp_path / "a", precision="int8", samples=images(),
+        calibrate="minmax", ort=True,
+    )  # fmt: skip
+    made = tmp_path / "a"
+    assert {p.name for p in made.iterdir()} == {"model.onnx", "model.ort", "required_operators.config"}
+    assert "ai.onnx;" in (made / "required_operators.config").read_text("utf-8")
+    feeds = {"input": images(1).inputs["input"]}
+    have, want = (Session(made / name).run(feeds)["logits"] for name in ("model.ort", "model.onnx"))
+    np.testing.assert_allclose(have, want, atol=0.1)
+    assert any(note.startswith("model.ort (") for note in artifact.notes)
+    half = emit.emit(
+        residual_cnn(), get("mobile-cpu"), tmp_path / "b", precision="fp16", samples=images(4), ort=True
+    )
+    assert not (tmp_path / "b" / "model.ort").exists(), "it would silently become fp32"
+    assert any("no .ort file" in note for note in half.notes)

@@ -57,7 +57,7 @@ def test_every_setting_arrives(
         seen.update(vars(files[4]), slices=more["slices"])
         return real(*files, **more)
 
-    monkeypatch.setattr("condensec.healing.heal", spy, raising=False)
+    monkeypatch.setattr("condensec.stages.graphs.train", spy)
     spec = (
         "epochs=3,lr=0.01,batch=16,optimizer=sgd,average=0.9,patience=9,views=2,weight-decay=0.001,warmup=0.1"
     )

@@ -13,6 +13,8 @@ import pytest
 from healing_tools import Case, write_case
 
 from condensec.healing import client, environment, gradient_graph
+from condensec.healing.gradient_graph.activation import relu_gradient
+from condensec.healing.gradient_graph.writing import Writer
 from condensec.runner import Session
 
 _BUILD = """
@@ -122,8 +124,9 @@ def test_a_kernel_not_turned_round_would_be_noticed(
 def test_the_mask_of_relu_is_exact_for_all_normal_numbers() -> None:
     y = np.array([0, np.finfo(np.float32).tiny, 1e-20, 1, 1e20, np.finfo(np.float32).max, np.inf], np.float32)
     node = onnx.helper.make_node("ReluGrad", ["d", "y"], ["x"], domain="com.microsoft")
-    writer = gradient_graph.Writer()
-    nodes = gradient_graph.relu_gradient(node, {}, writer)
+    writer = Writer()
+    nodes = relu_gradient(node, writer)
+    assert nodes is not None
     infos = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, y.shape) for n in "dyx"]
     graph = onnx.helper.make_graph(nodes, "g", infos[:2], infos[2:], list(writer.constants.values()))
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)

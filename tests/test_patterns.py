@@ -309,7 +309,7 @@ def test_n_m_runs_along_the_rows_of_a_matmul_without_data_too(tmp_path: Path) ->
     (found,) = report.patterns
     assert (report.status, found.violations, found.share_reached) == ("ok", 0, 0.5)
     before, after = weights(path), weights(tmp_path / "o" / "model.onnx")
-    changed = [n for n, w in after.items() if n in before and not np.array_equal(w, before[n])]
+    changed = [n for n, w in after.items() if n in before and w.ndim > 1 and (w == 0).mean() >= 0.5]
     assert len(changed) == found.layers > 2
     products = {i for n in onnx.load(path).graph.node if n.op_type == "MatMul" for i in n.input}
     for name in products.intersection(changed):
@@ -362,7 +362,10 @@ def test_a_block_costs_what_its_weights_do() -> None:
     assert best_blocks(prices, 0.5, 2).tolist() == [[True, True, False, False], [True, True, False, False]]
 
 
-def test_many_zeros_come_in_rounds(model: Path, data: Path, tmp_path: Path) -> None:
+def test_many_zeros_come_in_rounds(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zeros_stage, "ROUND_SECONDS", 2.0)
     options = {**FAST, "heal": "minutes=0.4,closed-form=off,lr=0.01,batch=16", "data": data}
     report = api.compress(model, output=tmp_path / "o", patterns="unstructured=0.8:magnitude", **options)
     (found,) = report.patterns
@@ -371,14 +374,15 @@ def test_many_zeros_come_in_rounds(model: Path, data: Path, tmp_path: Path) -> N
 
 
 def test_zeros_are_stored_sparse_where_the_runtime_reads_it(model: Path, data: Path, tmp_path: Path) -> None:
-    options = {**FAST, "data": data, "patterns": "unstructured=0.9:magnitude"}
+    target = "x86-avx2"
+    options = {**FAST, "data": data, "patterns": "unstructured=0.9:magnitude", "target": target}
     sizes, outputs = {}, {}
     for sparse in (False, True):
         folder = tmp_path / str(sparse)
         report = api.compress(model, output=folder, sparse=sparse, **options)
-        path = folder / "mobile-cpu" / "model.onnx"
+        path = folder / target / "model.onnx"
         sizes[sparse] = path.stat().st_size
-        assert report.targets["mobile-cpu"].bytes == sizes[sparse]
+        assert report.targets[target].bytes == sizes[sparse]
         feeds = {"input": np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)}
         outputs[sparse] = next(iter(Session(path).run(feeds).values()))
         kept = onnx.load(path).graph
@@ -393,7 +397,8 @@ def test_weights_stay_dense_where_sparse_is_larger_or_not_read(tmp_path: Path) -
     path = save(mlp(), tmp_path)
     before = path.read_bytes()
     assert "none has so many zeros" in store(path, "onnxruntime")
-    assert "tensorrt doesn't read" in store(path, "tensorrt")
+    for runtime in ("tensorrt", "onnxruntime-mobile"):
+        assert f"{runtime} isn't known to read" in store(path, runtime)
     assert path.read_bytes() == before
 
 

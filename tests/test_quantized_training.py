@@ -167,3 +167,29 @@ def test_what_is_emitted_in_int8_is_trained_where_asked(tmp_path: Path) -> None:
     assert "in int8" in notes["on"].replace("int8 (QDQ", "")
     assert "training in int8" not in notes["off"]
     assert "trained in int8" not in notes["off"]
+
+
+def test_a_student_of_ones_own_in_int8_learns_too(tmp_path: Path) -> None:
+    from condensec.config import configure
+    from condensec.stages.graphs import heal
+
+    plain = mlp()
+    teacher, data = save(plain, tmp_path), save_samples(plain, tmp_path / "d.npz", count=256)
+    student, out = tmp_path / "int8.onnx", tmp_path / "out.onnx"
+    model = int8(plain, "qdq")
+    for tensor in model.graph.initializer:  # something to learn: the last layer's weights are half gone
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype == np.int8 and array.ndim > 1:
+            halved = np.where(np.arange(array.size).reshape(array.shape) % 2, array, array // 2)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(halved.astype(np.int8), tensor.name))
+    onnx.save(model, student)
+    config = configure(
+        model=student, data=data, heal="epochs=3,lr=0.02,batch=16", max_drop="inf", jobs=1, seed=0,
+    )  # fmt: skip
+    result = heal(config, teacher, out)
+    assert result.steps > 0
+    assert result.after > result.before
+    before, after = integers(model), integers(onnx.load(out))
+    assert {n: w.dtype for n, w in after.items()} == {n: w.dtype for n, w in before.items()}
+    assert any(not np.array_equal(after[n], w) for n, w in before.items())
+    assert not list(tmp_path.glob(".*.onnx"))

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from condensec.commands import _COMMANDS
 from condensec.hardware.target import from_toml
 from condensec.passes import criteria, rules
 from condensec.passes.groups import analyze
@@ -100,13 +101,14 @@ def test_links_lead_somewhere(page):
     path = ROOT / page if page == "README.md" else DOCS / page
     text = path.read_text("utf-8")
     for link in re.findall(r"\]\(([^)#\s]+)", text):
-        if not link.startswith("http"):
+        if not link.startswith(("http", "reference/")):
             assert (path.parent / link).exists(), f"{page} links to {link}"
 
 
 def test_the_navigation_has_every_page():
     listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), flags=re.MULTILINE)
-    assert sorted(listed) == sorted(p.name for p in DOCS.glob("*.md"))
+    made = ["reference/cli.md", "reference/python.md", "reference/schemas.md"]  # by docs/generate.py
+    assert sorted(listed) == sorted([*made, *(p.name for p in DOCS.glob("*.md"))])
 
 
 def test_the_readme_table_is_made_of_the_demos_figures():
@@ -136,3 +138,20 @@ def test_the_readme_table_is_made_of_the_demos_figures():
     assert "| latency |  | 0.540 ms |" in lines
     assert "| change |  | -0.45 ± 0.40 points |" in lines
     assert lines[-1].endswith("on 2025-01-10 (onnxruntime 1.32.0, avx512_vnni): 212 s in all.")
+
+
+def test_the_reference_is_made_of_the_code():
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    commands = generate.cli()
+    for name in _COMMANDS:
+        assert f"\n## {name}\n" in commands
+    assert "`--depfile FILE`" in commands
+    python = generate.python()
+    for name in ("compress", "heal", "check"):
+        assert f"\n## {name}\n" in python
+    assert "- `observer`: told of every step" in python
+    assert "[report](schemas/report.json)" in generate.schemas()

@@ -63,8 +63,8 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "apply": [("apply", "model.onnx", "plan.json", "-o", "cut.onnx")],
     "verify": [("verify", "model.onnx", "plan.json", "cut.onnx")],
     "emit": [("emit", "model.onnx", "--target", "mobile-cpu")],
-    "quantize": [("quantize", "model.onnx", "--target", "mobile-cpu", "--quantize", "int8")],
-    "bench": [("bench", "cut.onnx"), ("bench", "model.onnx", "cut.onnx")],
+    "quantize": [("quantize", "model.onnx", "--target", "mobile-cpu", "--data", "d.npz")],
+    "bench": [("bench", "cut.onnx"), ("bench", "model.onnx", "cut.onnx", "--profile")],
     "profile": [("profile", "cut.onnx", "--target", "mobile-cpu"),
                 ("profile", "cut.onnx", "--script", "s.py")],
     "report": [("report", "o")],
@@ -75,6 +75,7 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "cache": [("cache",)],
     "schema": [("schema",)],
     "cmake-dir": [("cmake-dir",)],
+    "completion": [("completion", "bash"), ("completion", "fish")],
 }  # fmt: skip
 # trained in an environment of its own: test_healing_cli validates it
 ELSEWHERE = {"heal"}

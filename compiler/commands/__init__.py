@@ -19,7 +19,7 @@ _COMMANDS = {
     "heal": ("graphs", "heal"),
     "quantize": ("deploy", "quantize"),
     "emit": ("deploy", "emit"),
-    "bench": ("graphs", "bench"),
+    "bench": ("bench", "bench"),
     "profile": ("profile", "profile"),
     "report": ("info", "report"),
     "targets": ("info", "targets"),
@@ -28,6 +28,7 @@ _COMMANDS = {
     "cache": ("builds", "cache"),
     "schema": ("info", "schema"),
     "cmake-dir": ("builds", "cmake_dir"),
+    "completion": ("completion", "script"),
 }
 
 

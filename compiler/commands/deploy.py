@@ -32,7 +32,7 @@ _Precision = Annotated[
     str | None,
     typer.Option(
         "--quantize", metavar="SPEC", help="int8, fp16, or auto (the default): what is faster and as good.",
-        rich_help_panel=o.HOW, show_default=False,
+        rich_help_panel=o.HOW, show_default=False, autocompletion=o.OFFERS["--quantize"],
     ),
 ]  # fmt: skip
 

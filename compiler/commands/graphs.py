@@ -1,4 +1,4 @@
-"""Commands on finished graphs: heal, bench."""
+"""Commands on finished graphs: heal."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
 
 def _option(metavar: str, text: str, panel: str, *flags: str) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+    return typer.Option(
+        *flags, metavar=metavar, help=text, rich_help_panel=panel, show_default=False,
+        autocompletion=o.OFFERS.get(flags[-1]),
+    )  # fmt: skip
 
 
-_Other = Annotated[
-    str | None, typer.Argument(metavar="OTHER", help="A model to compare with.", show_default=False)
-]
-_Threads = Annotated[str | None, _option("N", "Threads. Default: 1.", o.HOW, "-j", "--jobs")]
 _Student = Annotated[str, typer.Argument(metavar="PRUNED", help="The ONNX file to heal.", show_default=False)]
 _Teacher = Annotated[str, _option("ORIGINAL", "The ONNX file to learn from.", o.WHAT, "--teacher")]
 _Samples = Annotated[str, _option("PATH", "Samples, as for compressing.", o.WHAT, "--data")]
@@ -37,51 +36,6 @@ _PlanFile = Annotated[
 _HealedFile = Annotated[
     str | None, _option("FILE", "File to write. Default: PRUNED.healed.onnx.", o.OUT, "-o", "--output")
 ]
-
-
-def bench(
-    model: o.Model,
-    other: _Other = None,
-    shape: o.Shape = None,
-    jobs: _Threads = None,
-    seed: o.Seed = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = 0,
-) -> None:
-    """Time a model, or two against each other (interleaved, with a 95% interval of the ratio)."""
-    from condensec import io
-    from condensec.commands.steps import sample_shapes
-    from condensec.config import configure
-    from condensec.hardware import bench as clock
-    from condensec.hardware.protocol import Protocol
-
-    checked = configure(model=model, jobs="1" if jobs is None else jobs, seed=seed)
-    protocol = Protocol(threads=checked.jobs, seed=checked.seed)
-    paths = [Path(path) for path in (model, other) if path is not None]
-    for path in paths:
-        io.load(path)  # a bad file is refused before anything runs
-    shapes = sample_shapes(str(paths[-1]), shape)
-    screen = console.current()
-    if other is None:
-        one = clock.measure(paths[0], shapes=shapes, protocol=protocol)
-        screen.result(_times([one]), {"schema": 1, **one.to_json()})
-        return
-    both = clock.compare(paths[0], paths[1], shapes=shapes, protocol=protocol)
-    low, high = both.ci95
-    verdict = f"{paths[1].name} is {both.verdict}" if both.verdict != "no difference" else "no difference"
-    line = f"ratio {both.ratio:.3f}, 95% interval [{low:.3f}, {high:.3f}], {both.pairs} pairs: {verdict}"
-    screen.result(f"{_times([both.a, both.b])}\n\n{line}", {"schema": 1, **both.to_json()})
-
-
-def _times(measured: list[Any]) -> str:
-    head = ("model", "median ms", "min", "p90", "p99", "first run", "bytes", "clock")
-    rows = []
-    for one in measured:
-        spread = one.cpu if one.basis == "cpu" else one.wall
-        times = (spread.median, spread.min, spread.p90, spread.p99, one.first_run)
-        rows.append((one.name, *(f"{1e3 * t:.3f}" for t in times), f"{one.model_bytes:,}", one.basis))
-    return table(head, rows)
 
 
 def heal(

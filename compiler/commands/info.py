@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from condensec import console
+from condensec.commands import offers
 from condensec.commands import options as o
 from condensec.commands.tables import table
 
 if TYPE_CHECKING:
     from condensec.hardware.target import Target
+
+_HOW = (
+    "measured: run and timed on this machine; emulated: run under an emulator;\n"
+    "parsed: accepted by the target's own parser; modelled: calculated, good for\n"
+    "ordering and no promise"
+)
 
 
 def report(
@@ -123,7 +130,8 @@ def doctor(
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
 ) -> int:
-    """Say what is installed and what is missing; --fix sets it up."""
+    """Say what is installed, what is missing (--fix sets it up), and what each target can check here."""
+    from condensec.hardware.target import all_targets, problems
     from condensec.healing import environment
 
     screen = console.current()
@@ -142,19 +150,40 @@ def doctor(
             "folder": _text(state.folder),
             "detail": state.detail,
         },
+        "targets": [
+            {
+                "name": t.name,
+                "verified": t.how_verified(),
+                "how_checked": t.how_checked(),
+                "unavailable": t.available(),
+            }
+            for t in all_targets().values()
+        ],
     }
     rows = [("condensec", document["condensec"] or "?"), ("Python", document["python"])]
     rows += [(name, version or "missing: pip install condensec") for name, version in versions.items()]
     rows += [("instruction set", document["isa"]), ("healing", state.detail)]
     if not state.ready and not fix:
         rows.append(("", "'condensec doctor --fix' sets it up now"))
-    screen.result(table(("", ""), rows), document)
+    checks = [
+        (t["name"], f"missing: {t['unavailable']}" if t["unavailable"] else t["how_checked"])
+        for t in document["targets"]
+    ]
+    rows += [(f"plugin {name}", f"can't be loaded: {why}") for name, why in problems().items()]
+    text = f"{table(('', ''), rows)}\n\n{table(('target', 'checked here'), checks)}"
+    screen.result(f"{text}\n\n{_HOW}", document)
     return 1 if missing else 0
 
 
 def schema(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Without it, all are listed.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="Without it, all are listed.",
+            show_default=False,
+            autocompletion=offers.schemas,
+        ),
     ] = None,
     json: o.Json = False,
     quiet: o.Quiet = False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from typer.core import TyperCommand
@@ -15,11 +17,58 @@ _EXIT_CODES = (
     ("4", "target not available"),
     ("130", "interrupted; --resume goes on"),
 )
+_NAMES = 30  # widest column of names
 _LAST = "Help"  # the section that comes last
-_EXAMPLES = (
-    "condensec model.onnx --target host --data samples.npz --budget 'latency<=0.5x'",
-    "condensec model.onnx --target mobile-cpu --target host --max-drop 0.5",
-)
+_EXAMPLES: dict[str, tuple[str, ...]] = {
+    "compress": (
+        "condensec model.onnx --target host --data samples.npz --budget 'latency<=0.5x'",
+        "condensec model.onnx --target mobile-cpu --target host --max-drop 0.5",
+        "condensec model.onnx --budget 'params<=0.4x' --dry-run",
+    ),
+    "inspect": (
+        "condensec inspect model.onnx",
+        "condensec inspect model.onnx --shape image=1x3x224x224 --json",
+    ),
+    "analyze": (
+        "condensec analyze model.onnx --data samples.npz -o map",
+        "condensec analyze model.onnx --criterion fisher --data samples.npz",
+    ),
+    "plan": (
+        "condensec plan model.onnx --keep 0.5 -o plan.json",
+        "condensec plan model.onnx --keep 0.75 --criterion obs --data samples.npz -o plan.json",
+    ),
+    "apply": (
+        "condensec apply model.onnx plan.json -o small.onnx",
+        "condensec apply model.onnx plan.json --data samples.npz --input sr=16000",
+    ),
+    "verify": ("condensec verify model.onnx plan.json small.onnx",),
+    "heal": (
+        "condensec heal small.onnx --teacher model.onnx --data samples.npz --heal minutes=10",
+        "condensec heal small.onnx --teacher model.onnx --data images.npz --augment flip,crop=4",
+    ),
+    "quantize": ("condensec quantize model.onnx --target host --data samples.npz",),
+    "emit": ("condensec emit model.onnx --target nvidia-t4 --target mobile-cpu -o deploy",),
+    "bench": (
+        "condensec bench model.onnx",
+        "condensec bench model.onnx model.condensed/host/model.onnx --shape x=1x3x224x224",
+    ),
+    "report": (
+        "condensec report model.condensed",
+        "condensec report model.condensed --html report.html",
+    ),
+    "targets": ("condensec targets",),
+    "doctor": ("condensec doctor", "condensec doctor --fix"),
+    "profile": ("condensec profile model.onnx --target host",),
+    "check": ("condensec check model.onnx --budget 'size<=4MB' --against old.onnx --max-drop 0.5",),
+    "cache": ("condensec cache", "condensec cache --clear"),
+    "schema": ("condensec schema", "condensec schema report"),
+    "cmake-dir": ("condensec cmake-dir",),
+    "completion": (
+        "condensec completion bash > ~/.local/share/bash-completion/completions/condensec",
+        "condensec completion zsh > ~/.zfunc/_condensec",
+        "condensec completion fish > ~/.config/fish/completions/condensec.fish",
+    ),
+}
 
 
 class PlainCommand(TyperCommand):
@@ -57,12 +106,16 @@ class PlainCommand(TyperCommand):
         sections[_LAST] = sections.pop(_LAST)
         for title, rows in sections.items():
             with formatter.section(title):
-                formatter.write_dl(rows)
+                _write(formatter, rows)
         if ctx.info_name == "compress":
             self._format_rest(ctx, formatter)
+        if ctx.info_name in _EXAMPLES:
+            with formatter.section("Examples"):
+                for example in _EXAMPLES[ctx.info_name]:
+                    formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
     def _format_rest(self, ctx: Any, formatter: Any) -> None:
-        """The other commands, the exit codes, and two examples."""
+        """The other commands and the exit codes."""
         commands = ctx.parent.command.commands if ctx.parent is not None else {}
         rows = [
             (name, " ".join((command.help or "").split()))
@@ -70,12 +123,22 @@ class PlainCommand(TyperCommand):
             if not command.hidden
         ]
         with formatter.section("Commands (condensec COMMAND --help)"):
-            formatter.write_dl(rows)
+            _write(formatter, rows)
         with formatter.section("Exit codes"):
-            formatter.write_dl(list(_EXIT_CODES))
-        with formatter.section("Examples"):
-            for example in _EXAMPLES:
-                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+            _write(formatter, _EXIT_CODES)
+
+
+def _write(formatter: Any, rows: Sequence[tuple[str, str]]) -> None:
+    """Two columns; names of options aren't broken at their hyphens."""
+    first = min(max(len(name) for name, _ in rows), _NAMES)
+    indent = formatter.current_indent
+    room = max(20, formatter.width - indent - first - 2)
+    for name, text in rows:
+        lines = textwrap.wrap(text, room, break_on_hyphens=False) or [""]
+        head = name if len(name) <= first else f"{name}\n{'':{indent + first}}"
+        formatter.write(f"{'':{indent}}{head:{first}}  {lines[0]}".rstrip() + "\n")
+        for line in lines[1:]:
+            formatter.write(f"{'':{indent + first + 2}}{line}\n")
 
 
 def _argument_name(param: Any) -> str:

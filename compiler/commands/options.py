@@ -6,11 +6,30 @@ from typing import Annotated, Any
 
 import typer
 
+from condensec.commands import offers
+
 WHAT, HOW, OUT = "What", "How", "Output"
 
 
+OFFERS = {  # what the shell offers as values
+    "--target": offers.targets,
+    "--criterion": offers.criteria,
+    "--metric": offers.metrics,
+    "--heal": offers.heal,
+    "--quantize": offers.quantize,
+    "--patterns": offers.patterns,
+    "--augment": offers.augment,
+    "--loss": offers.loss,
+    "--budget": offers.budget,
+    "--calibrate": offers.calibrate,
+}
+
+
 def _text(flag: str, metavar: str, text: str, panel: str, *more: str) -> Any:
-    return typer.Option(*more, flag, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+    return typer.Option(
+        *more, flag, metavar=metavar, help=text, rich_help_panel=panel, show_default=False,
+        autocompletion=OFFERS.get(flag),
+    )  # fmt: skip
 
 
 def _switch(flag: str, text: str, panel: str = OUT, *more: str) -> Any:

@@ -45,9 +45,7 @@ def synthetic(
     """
     shapes = shapes or {}
     names = [spec.name for spec in signature.inputs]
-    for name in shapes:
-        if name not in names:
-            raise DataError(f"a shape is given for '{name}'", hint=f"the inputs are {', '.join(names)}")
+    check_shapes(signature, shapes)
     check_given(values or {}, names)
     rng = np.random.default_rng(seed)
     sizes: dict[str, int] = {}
@@ -64,6 +62,20 @@ def synthetic(
             value = filled(spec.name, spec.dtype, values[spec.name], inputs[spec.name].shape[1:])
             inputs[spec.name] = copies(value, count)
     return Samples(inputs, synthetic=True, source="synthetic", count=count)
+
+
+def check_shapes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Shapes that the user gave fit the inputs.
+
+    Raises:
+        DataError: one doesn't, or there is no such input.
+    """
+    names = [spec.name for spec in signature.inputs]
+    for name in shapes:
+        if name not in names:
+            raise DataError(f"--shape {name}: no such input", hint=f"the inputs are {', '.join(names)}")
+    for spec in signature.inputs:
+        _collect_sizes(spec, shapes.get(spec.name), {}, 0 if spec.name in signature.sides else 1)
 
 
 def _collect_sizes(

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,8 @@ def heal(
             f"healing can't write to {state}: {error.strerror or error}", hint="is the disk full?"
         ) from error
     result = judge.result(job.training, end, time.monotonic() - begun)
+    sides = side_inputs(ports(models.student))  # constants of the training copy, no weights of the model
+    result = replace(result, frozen=tuple(part for part in result.frozen if part[0] not in sides))
     shutil.rmtree(state, ignore_errors=True)
     return result
 
@@ -278,6 +280,7 @@ def _request(
         "seconds": share.seconds,
         "threads": options.jobs,
         "seed": options.seed,
+        "trials": gradient_graph.trial.write(state),
         "zeros": [name for name in names if name in options.zeros],
         "optimizer": optimizer,
         "state": str(state),
@@ -315,7 +318,7 @@ def _fingerprint(
 
 def _improve(event: Event) -> Mapping[str, Any]:
     """The worker's gradient graph, rewritten in place."""
-    return {"changed": gradient_graph.improve(Path(event["file"]))}
+    return {"changed": gradient_graph.improve(Path(event["file"]), int(event.get("block", 0)))}
 
 
 def _on_round(judge: Judge, say: Progress) -> Callable[[Event], Mapping[str, Any]]:
@@ -348,4 +351,13 @@ def _pass_on(say: Progress) -> dict[str, Callable[[Event], None]]:
     def diverged(event: Event) -> None:
         say(0.0, f"diverged at step {event['step']}: rolled back, slower")
 
-    return {"progress": progress, "probed": probed, "resumed": resumed, "diverged": diverged}
+    def slower(event: Event) -> None:
+        say(0.0, f"training the plain way: the faster one {event['why']}")
+
+    return {
+        "slower": slower,
+        "progress": progress,
+        "probed": probed,
+        "resumed": resumed,
+        "diverged": diverged,
+    }

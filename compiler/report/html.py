@@ -24,12 +24,12 @@ LONG = 40  # rows after which a table scrolls in its own window on the screen
 
 def render(report: Report) -> str:
     """The whole page."""
-    page = _environment().get_template("page.html")
+    page = environment().get_template("page.html")
     drawn = drawing.graph_drawing(report)
-    script = _source("graph.js").strip() if drawn else ""
+    script = source("graph.js").strip() if drawn else ""
     text = page.render(
         r=report,
-        style=Markup(_source("style.css")),
+        style=Markup(source("style.css")),
         drawing=drawn,
         timed=any(target.nodes for target in report.targets.values()),
         script=Markup(script),
@@ -53,14 +53,16 @@ def _policy(script: str) -> str:
     return f"default-src 'none';{allowed} style-src 'unsafe-inline'; img-src data:"
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """The text of a file of this package."""
     return (files("condensec.report") / name).read_text(encoding="utf-8")
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where templates come from, and what they may call."""
     environment = Environment(
-        loader=FunctionLoader(_source),
+        loader=FunctionLoader(source),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -131,7 +131,7 @@ class TargetResult:
         metric: the metric's value with the emitted graph, on the same split as `Report.after`.
         latency_how: how the latency was got, when that differs from `verified`; empty = the same.
         unavailable: why the target could not be served; empty = it was.
-        nodes: what single nodes take, slowest of the original first; measured in one profiled run each, so
+        nodes: what single nodes take, slowest first; from one profile of each graph, so
             for comparing nodes with each other: profiling makes all of them slower.
     """
 
@@ -499,19 +499,30 @@ def read_report(path: Path) -> Report:
     Raises:
         ConfigError: the file is missing, isn't JSON, or isn't a report.
     """
+    hint = "give a folder that condensec wrote, or its report.json"
     try:
-        doc = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"can't read the report {path}: {error}") from error
-    return Report.from_json(doc)
+        return Report.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"can't read the report {path}: {error.strerror or error}", hint=hint) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is no report: it isn't JSON", hint=hint) from error
+    except ConfigError as error:
+        raise ConfigError(f"{path} is no report: {error.message}", hint=error.hint or hint) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Undecodable bytes of file names are written as escapes."""
+    """Write a file whole or not at all. Undecodable bytes of file names are written as escapes.
+
+    Raises:
+        ConfigError: there is no such folder, or nobody may write there.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
         draft.replace(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        draft.unlink(missing_ok=True)
+        raise ConfigError(f"can't write {path}: {error.strerror}", hint="name another file") from error
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, str] = {
     "cache": "cache",
     "schema": "schemas",
     "cmake-dir": "cmake-dir",
+    "completion": "completion",
 }
 _MADE = ("analysis", "report")  # from types
 _ANALYSIS = (

@@ -162,7 +162,7 @@ def _noted(job: Job, healed: Healed, fallen: Sequence[Collapse], *, safe: bool, 
 
 def _cycles_left(means: Means, choice: Choice, progress: Progress) -> int:
     """About how many cycles are still to come, this one included; 1: this is the last."""
-    if choice.reached:
+    if choice.reached or progress.step >= 1:
         return 1
     goals = means.budgets.goals(progress.correction)
     excess = max(total / max(g.limit, 1e-30) for g, total in zip(goals, choice.totals, strict=True))
@@ -258,7 +258,7 @@ def corrected(
         return None
     correction = dict(progress.correction)
     missed = False
-    for limit in budgets.limits:
+    for limit in budgets.reachable(correction):
         comparison = emitted[limit.target].comparison if limit.target else None
         if comparison is None:
             continue

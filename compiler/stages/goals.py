@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from condensec.hardware.latency import LatencyModel, NodeCost, latency_model
 from condensec.hardware.target import Target
@@ -47,10 +47,12 @@ class Budgets:
     Attributes:
         limits: one for each budget, and for latency one for each target.
         asked: False where the user gave none and the default goal is used.
+        least: what each limit's sum comes to at the smallest widths there are; empty = not known.
     """
 
     limits: tuple[Limit, ...]
     asked: bool
+    least: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def timed(self) -> bool:
@@ -59,11 +61,20 @@ class Budgets:
 
     def goals(self, correction: Mapping[str, float]) -> list[Goal]:
         """Goals for the optimiser; ``correction`` is measured over predicted share, by limit."""
-        return [Goal(x.key, x.cost, x.limit / correction.get(x.key, 1.0)) for x in self.limits]
+        return [Goal(x.key, x.cost, x.limit / correction.get(x.key, 1.0)) for x in self.reachable(correction)]
+
+    def reachable(self, correction: Mapping[str, float]) -> list[Limit]:
+        """The limits to aim at: one target's that no width reaches doesn't have the others cut in vain."""
+        hopeless = [
+            x for x in self.limits
+            if x.target and self.least.get(x.key, 0.0) * correction.get(x.key, 1.0) > x.limit
+        ]  # fmt: skip
+        rest = [x for x in self.limits if x not in hopeless]
+        return rest if any(x.target for x in rest) else list(self.limits)
 
     def latency_share(self, choice: Choice, correction: Mapping[str, float]) -> float | None:
         """Predicted share of the first target's latency that is left."""
-        for limit, total in zip(self.limits, choice.totals, strict=True):
+        for limit, total in zip(self.reachable(correction), choice.totals, strict=True):
             if limit.target:
                 return total / limit.dense * correction.get(limit.key, 1.0) if limit.dense else None
         return None
@@ -92,6 +103,24 @@ def read_budgets(
         else:
             limits.append(_sum_limit(job, budget, _bytes, file_bytes))
     return Budgets(tuple(limits), bool(job.config.budgets))
+
+
+def with_least(job: Job, budgets: Budgets, grid: Mapping[str, list[int]]) -> Budgets:
+    """The same, knowing what the smallest widths come to: what is above that can't be reached."""
+    goals = [Goal(x.key, x.cost, x.limit) for x in budgets.limits]
+    widths = Widths(job.analysis, goals).at({name: levels[-1] for name, levels in grid.items()})
+    least = {x.key: float(total) for x, total in zip(budgets.limits, widths.totals, strict=True)}
+    return replace(budgets, least=least)
+
+
+def out_of_reach(budgets: Budgets, correction: Mapping[str, float]) -> tuple[str, ...]:
+    """A sentence for each latency budget that is set aside."""
+    kept = {x.key for x in budgets.reachable(correction)}
+    return tuple(
+        f"{x.budget.expr} can't be reached on {x.target} at any width that is allowed: the others decide"
+        for x in budgets.limits
+        if x.key not in kept
+    )
 
 
 def _latency(
@@ -164,7 +193,8 @@ def widths_grid(job: Job) -> dict[str, list[int]]:
             continue
         allowed = set(range(group.least, group.size + 1))
         for target in job.targets:
-            allowed &= _levels(group, many, kind, target, job.config.align)
+            precision = lower_precision(target, job.config.quantize)
+            allowed &= _levels(group, many, kind, target, job.config.align, precision)
         found = sorted(allowed | {group.size}, reverse=True)
         grid[group.id] = found if job.config.keep is None else _uniform(group, found, job.config.keep)
     return {**grid, **{layer.id: [1, 0] for layer in job.layers}}
@@ -175,11 +205,23 @@ def _wanted(group: Group, patterns: Sequence[str]) -> bool:
     return bool(set(KIND_PATTERNS.get(group.kind, ("neurons",))) & set(patterns))
 
 
-def _levels(group: Group, many: int, kind: str, target: Target, align: int | None) -> set[int]:
-    """Counts one target likes. A unit that carries several channels (a head of 64) aligns by itself."""
+def lower_precision(target: Target, quantize: str) -> str:
+    """The precision that widths have to suit beside fp32: what a target is likely to get."""
+    wanted = target.precisions[0] if quantize == "auto" else quantize
+    return wanted if wanted in target.precisions else "fp32"
+
+
+def _levels(
+    group: Group, many: int, kind: str, target: Target, align: int | None, precision: str = "fp32"
+) -> set[int]:
+    """Counts one target likes. A unit that carries several channels (a head of 64) aligns by itself.
+
+    A lower precision may be pickier: int8 kernels for VNNI take 16 channels at once, and fewer are slower.
+    """
+    step = align if align is not None else target.alignment(kind, precision)
     if many == 1:
-        return set(target.levels(group.size, kind, "fp32", align))
-    step = align if align is not None else target.alignment(kind, "fp32")
+        levels = set(target.levels(group.size, kind, "fp32", align))
+        return {n for n in levels if n % step == 0} | {group.size} if precision != "fp32" else levels
     return {n for n in range(1, group.size + 1) if n * many % step == 0} | {group.size}
 
 

@@ -14,6 +14,7 @@ from condensec.config import Config
 from condensec.errors import ModelError
 from condensec.healing import HealOptions, HealResult
 from condensec.healing import heal as train
+from condensec.healing.qdq import as_stored, with_float_weights
 from condensec.metrics import resolve
 from condensec.specs import parse_heal, parse_losses
 from condensec.stages.steps import Observer, Steps
@@ -45,16 +46,22 @@ def heal(
         None if config.val is None else samples.load(config.val, signature, seed=config.seed, values=values)
     )
     splits = samples.split(given, held, seed=config.seed)
+    floats, found = with_float_weights(student)
+    trained = path.with_name(f".{path.name}.floats.onnx") if found else Path(config.model)
+    if found:  # integers behind a DequantizeLinear are trained as what they mean
+        io.save(floats, trained)
     result = steps.run(
-        "heal", train, config.model, teacher, splits.train, splits.validation, _options(config),
+        "heal", train, trained, teacher, splits.train, splits.validation, _options(config),
         metric=resolve(config.metric, splits.validation, signature),
         state=path.with_name(f".{path.name}.state"),
         progress=lambda share, text: steps.progress("heal", share, text),
         slices=slices,
     )  # fmt: skip
-    for name, array in result.weights.items():
+    for name, array in as_stored(result.weights, found).items():
         _replace(student, name, array)
     io.save(student, path)
+    if found:
+        trained.unlink(missing_ok=True)
     return result
 
 

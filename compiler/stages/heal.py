@@ -146,7 +146,7 @@ class Healer:
         """Seconds for a last training of the accepted model, or None where there is nothing to gain."""
         if not self._gradient or self.spec.epochs is not None or not self.spec.minutes:
             return None
-        left, metric = self._left(progress), progress.safe.metric
+        left, metric = self._left(progress, self._for_quantized), progress.safe.metric
         lost = metric is None or self._job.points_lost(metric) > 0
         return left if lost and left >= max(LEAST_SECONDS, WORTH * 60 * self.spec.minutes) else None
 
@@ -185,7 +185,7 @@ class Healer:
             return None
         if self.spec.epochs is not None:
             return float("inf")
-        seconds = share * self._left(progress)
+        seconds = share * self._left(progress, self._for_quantized)
         return seconds if seconds >= LEAST_SECONDS else None
 
     @property

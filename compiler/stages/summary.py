@@ -39,7 +39,7 @@ from condensec.runner import Session, runtime_version
 from condensec.stages import aims
 from condensec.stages.diagram import diagram, layer_cuts
 from condensec.stages.finish import Emitted, Proven
-from condensec.stages.goals import Budgets, count_parameters
+from condensec.stages.goals import Budgets, count_parameters, out_of_reach
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, find_groups, load_at
 from condensec.stages.means import Means
@@ -147,6 +147,11 @@ def target_results(
             before, after = one.predicted
             ratio, ci95, how = after / before if before else None, None, target.verified
         notes = (*one.artifact.notes, one.fallback, _gain_note(gains, target.name, how))
+        if one.comparison is None and one.artifact.precision == "int8":
+            notes = (
+                *notes,
+                "its latency is calculated as that of the same graph in fp32: int8 isn't modelled",
+            )
         if target.table and one.comparison is None:
             notes += target.notes[-1:]
         found[target.name] = TargetResult(
@@ -286,7 +291,11 @@ def conclude(
         layers=layers,
         graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
-        notes=(*report.notes, *filter(None, (progress.note,))),
+        notes=(
+            *report.notes,
+            *filter(None, (progress.note,)),
+            *out_of_reach(means.budgets, progress.correction),
+        ),
     )
 
 

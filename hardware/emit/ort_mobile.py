@@ -72,6 +72,7 @@ def fixed(request: Request) -> tuple[ir.Model, list[str]]:
     shapes = request.shapes()
     outputs = {name: value.shape for name, value in Session(model).run(request.feeds()).items()}
     rewrite.fix_shapes(model, shapes, outputs)
+    rewrite.flatten_to_reshape(model)
     notes.append("fixed shapes: " + ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in shapes.items()))
     return model, notes
 

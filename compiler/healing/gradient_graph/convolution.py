@@ -8,31 +8,95 @@ fast. The gradient of the kernel stays with `ConvGrad`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from condensec.healing.gradient_graph.writing import Shapes, Writer, chain
+from condensec.healing.gradient_graph.writing import Shape, Writer, chain
 
 
-def data_gradient(node: onnx.NodeProto, shapes: Shapes, writer: Writer) -> list[onnx.NodeProto] | None:
+@dataclass(frozen=True)
+class Geometry:
+    """What a convolution does, all attributes spelled out.
+
+    Attributes:
+        weight: shape of its weight, [M, C / groups, kernel...].
+        groups: of channels.
+        strides: along each spatial axis.
+        dilations: along each spatial axis.
+        pads: at the beginning of each spatial axis, then at the end of each.
+    """
+
+    weight: Shape
+    groups: int
+    strides: list[int]
+    dilations: list[int]
+    pads: list[int]
+
+    @classmethod
+    def of(cls, node: onnx.NodeProto, weight: Shape | None) -> Geometry | None:
+        """Of a Conv or ConvGrad; None if it isn't known."""
+        if not weight or 0 in weight:
+            return None
+        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        rank = len(weight) - 2
+        if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b""):
+            return None
+        return cls(
+            weight,
+            int(given.get("group", 1)),
+            list(given.get("strides", [1] * rank)),
+            list(given.get("dilations", [1] * rank)),
+            list(given.get("pads", [0] * 2 * rank)),
+        )
+
+    @property
+    def kernel(self) -> list[int]:
+        """Its size along each spatial axis."""
+        return list(self.weight[2:])
+
+    @property
+    def inputs(self) -> int:
+        """Channels read."""
+        return self.weight[1] * self.groups
+
+    @property
+    def outputs(self) -> int:
+        """Channels written."""
+        return self.weight[0]
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Each channel for itself."""
+        return self.groups > 1 and self.groups == self.inputs == self.outputs
+
+    @property
+    def spans(self) -> list[int]:
+        """Pixels between the first and the last that a kernel reaches, along each spatial axis."""
+        return [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
+
+    @property
+    def is_plain(self) -> bool:
+        """No pixel of the result is made of padding alone."""
+        return all(0 <= pad <= span for pad, span in zip(self.pads, self.spans * 2, strict=True))
+
+    def turned(self) -> list[int] | None:
+        """Pads of the convolution that gives the gradient of the data; None where it isn't one."""
+        if not self.is_plain or any(s != 1 for s in self.strides):
+            return None
+        return [span - pad for span, pad in zip(self.spans * 2, self.pads, strict=True)]
+
+
+def data_gradient(node: onnx.NodeProto, writer: Writer) -> list[onnx.NodeProto] | None:
     """The gradient of a convolution's data as a convolution; None where it isn't one, or isn't needed."""
-    shape = shapes.get(node.input[2])
-    if not shape or not node.output[0]:
+    geometry = Geometry.of(node, writer.shapes.get(node.input[2]))
+    pads = geometry.turned() if geometry and node.output[0] else None
+    if geometry is None or pads is None:
         return None
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    kernel = list(shape[2:])
-    rank = len(kernel)
-    strides, dilations = attributes.get("strides", [1] * rank), attributes.get("dilations", [1] * rank)
-    pads = attributes.get("pads", [0] * 2 * rank)
-    spans = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)] * 2
-    turned = [span - pad for span, pad in zip(spans, pads, strict=True)]
-    automatic = attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"")
-    if automatic or any(s != 1 for s in strides) or min(turned) < 0 or 0 in shape:
-        return None
-    groups = int(attributes.get("group", 1))
+    groups, shape, kernel = geometry.groups, geometry.weight, geometry.kernel
     found: list[onnx.NodeProto] = []
     by_group = writer.ints(groups, shape[0] // groups, shape[1], prod(kernel))
     weight = chain(found, writer, "Reshape", node.input[2], by_group)
@@ -43,11 +107,17 @@ def data_gradient(node: onnx.NodeProto, shapes: Shapes, writer: Writer) -> list[
     weight = chain(found, writer, "Reshape", weight, whole)
     chain(
         found, writer, "Conv", node.input[0], weight, out=node.output[0],
-        kernel_shape=kernel, pads=turned, dilations=dilations, group=groups,
+        kernel_shape=kernel, pads=pads, dilations=geometry.dilations, group=groups,
     )  # fmt: skip
-    if any(node.output[1:]):
-        rest = onnx.NodeProto()
-        rest.CopyFrom(node)
-        rest.output[0] = ""
-        found.append(rest)
+    found += kernel_gradient(node)
     return found
+
+
+def kernel_gradient(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A ConvGrad without the gradient of the data; nothing if that was all."""
+    if not any(node.output[1:]):
+        return []
+    rest = onnx.NodeProto()
+    rest.CopyFrom(node)
+    rest.output[0] = ""
+    return [rest]

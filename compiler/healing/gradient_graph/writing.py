@@ -9,18 +9,23 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-Shapes = Mapping[str, tuple[int, ...]]  # value -> its shape; only of what is known
+Shape = tuple[int, ...]
 PREFIX = "heal.faster"
 
 
 class Writer:
     """Gives out fresh names and collects constants, each value once.
 
+    Args:
+        shapes: value -> its shape; of what is known.
+
     Attributes:
+        shapes: the same; rules add what they make where another rule could go on from it.
         constants: name -> tensor.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: Mapping[str, Shape] | None = None) -> None:
+        self.shapes = dict(shapes or {})
         self.constants: dict[str, onnx.TensorProto] = {}
         self._names: dict[tuple[Any, ...], str] = {}
         self._count = 0
@@ -37,6 +42,7 @@ class Writer:
         if key not in self._names:
             self._names[key] = name = self.fresh("const")
             self.constants[name] = numpy_helper.from_array(array, name)
+            self.shapes[name] = array.shape
         return self._names[key]
 
     def ints(self, *values: int) -> str:

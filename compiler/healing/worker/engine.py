@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 LOSS = "heal.loss"
 Arrays = dict[str, np.ndarray]
+_OFF = 0.02  # of the gradient: rounding, and the units whose sign it turns (a few in a million)
 
 
 def gradient_model(forward: bytes, names: list[str]) -> bytes:
@@ -53,7 +56,9 @@ class Engine:
         threads: in all.
         part: samples the graph takes.
         batch: samples of a step, a multiple of it.
-        improve: makes the gradient graph faster.
+        improve: makes the gradient graph faster. What it gives is compared with the graph as it was on the
+            first batch, and not used if it gives something else.
+        tell: hears why it isn't used.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Engine:
         part: int,
         batch: int,
         improve: Callable[[bytes], bytes] | None = None,
+        tell: Callable[[str], None] = lambda why: None,
     ) -> None:
         import onnxruntime
 
@@ -80,15 +86,19 @@ class Engine:
         providers = ["CPUExecutionProvider"]
         behind = files["behind"].read_bytes() if "behind" in files else raw
         model = gradient_model(behind, list(weights))
-        if improve is not None:
-            model = improve(model)
-        self._train = onnxruntime.InferenceSession(model, options, providers=providers)
+        faster = model if improve is None else improve(model)
+        self._tell = tell
+        self._plain: bytes | None = None  # the graph as it was, until the faster one was compared with it
+        if faster != model:
+            self._plain, model = model, faster
+        self._open = partial(onnxruntime.InferenceSession, sess_options=options, providers=providers)
+        self._train = self._opened(model)
         self._evaluate = onnxruntime.InferenceSession(raw, options, providers=providers)
         self._before = None
         if "before" in files:
             first = files["before"].read_bytes()
             self._before = onnxruntime.InferenceSession(first, options, providers=providers)
-        del model, raw, behind
+        del model, faster, raw, behind
         self._weights = weights
         self._needed = {i.name for i in self._train.get_inputs()}
         self._bound = {n: w for n, w in weights.items() if n in self._needed}
@@ -99,8 +109,42 @@ class Engine:
         copies = [{n: np.zeros_like(g) for n, g in gradients.items()} for _ in range(self._lanes - 1)]
         self._into: list[Arrays] = [gradients, *copies]
 
+    def _opened(self, model: bytes) -> Any:
+        """A session for gradients; for the graph as it was if this one can't be opened."""
+        try:
+            return self._open(model)
+        except Exception as error:
+            if self._plain is None:
+                raise
+            self._tell(f"can't be opened ({' '.join(str(error).split())[-200:]})")
+            plain, self._plain = self._plain, None
+            return self._open(plain)
+
+    def _compare(self, feeds: Arrays) -> None:
+        """Does the faster graph give what the one it was made of gives? If not, that one is used."""
+        assert self._plain is not None
+        plain, self._plain = self._plain, None
+        first = self._cut(feeds, 0)
+        faster, self._train = self._train, self._open(plain)
+        loss = self._gradients(first, 0)
+        wanted = {name: array.copy() for name, array in self._into[0].items()}
+        self._train = faster  # the other one's memory is given back before this one takes any
+        try:
+            change = abs(self._gradients(first, 0) - loss)
+        except Exception as error:
+            self._tell(f"can't be run ({' '.join(str(error).split())[-200:]})")
+            self._train = self._open(plain)
+            return
+        off = sum(float(np.square(self._into[0][n] - w).sum()) for n, w in wanted.items())
+        size = sum(float(np.square(w).sum()) for w in wanted.values())
+        if not (off <= _OFF**2 * size and change <= _OFF * abs(loss)) and math.isfinite(size):
+            self._tell(f"is off by {100 * (off / max(size, 1e-30)) ** 0.5:.2g}% of the gradient")
+            self._train = self._open(plain)
+
     def step(self, feeds: Arrays) -> float:
         """Mean loss of a batch; the gradients of it are written to the gradient arrays."""
+        if self._plain is not None:
+            self._compare(feeds)
         losses: list[float] = []
         total: list[np.ndarray] | None = None
         for start in range(0, self._parts, self._lanes):

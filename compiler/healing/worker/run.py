@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # ruff: noqa: TID251 (these are this package's own modules, under whatever name it was started)
-from . import probe
+from . import blocks, probe
 from .channel import Channel, peak_rss_mb, write_npz
 from .data import Batches, Files, Stream
 from .engine import Engine
@@ -55,6 +55,7 @@ class Run:
             int(request["part"]),
             batch,
             self._improved,
+            lambda why: channel.send("slower", why=why),
         )
         steps = max(1, int(request["samples"]) // batch)
         self._stream = Stream(self._files, steps, batch, seed)
@@ -86,7 +87,8 @@ class Run:
             return model
         path = Path(self._request["state"]) / "gradient.onnx"
         path.write_bytes(model)
-        self._channel.ask("gradient", file=str(path))
+        block = blocks.size(self._request.get("trials", {}))
+        self._channel.ask("gradient", file=str(path), block=block)
         model = path.read_bytes()
         path.unlink()
         return model
