@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from condensec import option_values as values
 from condensec import recipes
+from condensec import setting_values as values
 from condensec.errors import ConfigError
 from condensec.specs import (
     DEFAULT_PATTERNS,
@@ -305,10 +305,13 @@ def _near_key(key: str) -> str:
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
 
 
+# -- one value each -----------------------------------------------------------------------------------
+
+
 _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "model": values.path("MODEL"),
     "output": values.path("--output"),
-    "target": values.targets,
+    "target": values.target_names,
     "table": lambda value: values.texts("--table", value),
     "budget": lambda value: tuple(parse_budget(text) for text in values.texts("--budget", value)),
     "towards": lambda value: parse_budget(str(value)),
@@ -318,9 +321,9 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "max_drop": values.number(
         "--max-drop", "points of the metric, at least 0 (inf = no guard)", lambda v: v >= 0
     ),
-    "data": values.asis,
-    "val": values.asis,
-    "metric": values.asis,
+    "data": values.as_is,
+    "val": values.as_is,
+    "metric": values.as_is,
     "step": values.number("--step", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
     "teacher": values.path("--teacher"),
     "recipe": str,
@@ -334,9 +337,9 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "quantize": values.choice("--quantize", QUANTIZATIONS),
     "calibrate": values.choice("--calibrate", CALIBRATIONS),
     "criterion": str,
-    "freeze": values.freeze,
-    "shape": values.shapes,
-    "input": values.inputs,
+    "freeze": values.freeze_pattern,
+    "shape": values.input_shapes,
+    "input": values.input_values,
     "seed": values.whole("--seed", 0),
     "jobs": values.whole("--jobs", 1),
     "resume": bool,

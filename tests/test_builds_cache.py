@@ -172,8 +172,10 @@ def test_external_data_and_folders_count_by_content(folder: Path) -> None:
     before = key(model="far.onnx")
     content = bytearray((folder / "far.bin").read_bytes())
     content[5] ^= 1
+    taught = key(teacher="far.onnx")
     (folder / "far.bin").write_bytes(content)
     assert key(model="far.onnx") != before
+    assert key(teacher="far.onnx") != taught
     (folder / "samples").mkdir()
     (folder / "samples" / "a.npz").write_bytes((folder / "d.npz").read_bytes())
     before = key(data="samples")

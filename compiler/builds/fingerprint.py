@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 # settings that say where, whether or how a result is written, not what it is
 _NOT_IN_KEY = frozenset(("output", "resume", "dry_run", "command"))
+_MODELS = ("model", "teacher")
 _READS_ANYTHING = ("data", "val")  # a callable that gives samples may read any file
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnx-graphsurgeon")
 
@@ -58,7 +59,7 @@ def fingerprint(config: Config) -> str:
 
 def _told(name: str, value: Any) -> Any:
     """A setting as plain data that changes when its meaning does."""
-    if name == "model":
+    if name in _MODELS and value is not None:
         path, *more = model_files(Path(value))
         return [path.name, sha256(path), [[p.name, sha256(p)] for p in more]]
     if value is None or isinstance(value, bool | int | float):

@@ -68,9 +68,14 @@ def setting_files(value: Any) -> list[Path]:
         return []
     path = Path(value)
     if is_there(path):
-        return list(folder_files(path)) if path.is_dir() else [path]
+        return list(folder_files(path)) if path.is_dir() else _with_data(path)
     parts = [part for part in str(value).split(",") if CALLABLE.fullmatch(part)]
     return [path for part in parts for path in source_files(part)]
+
+
+def _with_data(path: Path) -> list[Path]:
+    """A file; with its external data, where it is a model."""
+    return list(model_files(path)) if path.suffix == ".onnx" else [path]
 
 
 def folder_files(folder: Path) -> Iterator[Path]:

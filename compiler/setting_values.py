@@ -1,6 +1,6 @@
-"""Values of single options, checked: each function takes what a flag, a file or Python gave.
+"""Settings one by one: functions that make a value of the right kind out of what the user gave.
 
-All raise `ConfigError`, which names the flag and says what is allowed.
+Each says what is allowed when it can't; `condensec.config` says which setting takes which.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from condensec.specs import parse_input, parse_shape
 
 
 def path(flag: str) -> Callable[[Any], Path]:
-    """A path that isn't empty."""
+    """A path."""
 
     def parse(value: Any) -> Path:
         if not isinstance(value, str | os.PathLike) or not os.fspath(value):
@@ -29,28 +29,28 @@ def path(flag: str) -> Callable[[Any], Path]:
 
 
 def number(flag: str, allowed: str, holds: Callable[[float], bool]) -> Callable[[Any], float]:
-    """A number that holds; anything else is told with what is allowed."""
+    """A number for which a condition holds."""
 
     def parse(value: Any) -> float:
         try:
-            number = math.nan if isinstance(value, bool) else float(value)
+            found = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
-            number = math.nan
-        if math.isnan(number) or not holds(number):
+            found = math.nan
+        if math.isnan(found) or not holds(found):
             raise ConfigError(f"{flag} {value} can't be", hint=f"give {allowed}")
-        return number
+        return found
 
     return parse
 
 
 def whole(flag: str, least: int) -> Callable[[Any], int]:
-    """A whole number of at least ``least``."""
+    """A whole number from a least one on."""
     check = number(flag, f"a whole number, at least {least}", lambda v: v >= least and v == int(v))
     return lambda value: int(value) if check(value) and isinstance(value, int) else int(check(value))
 
 
 def choice(flag: str, known: Sequence[str]) -> Callable[[Any], str]:
-    """One of a few words."""
+    """One of several words."""
 
     def parse(value: Any) -> str:
         if value not in known:
@@ -63,7 +63,7 @@ def choice(flag: str, known: Sequence[str]) -> Callable[[Any], str]:
 
 
 def texts(flag: str, value: Any) -> tuple[str, ...]:
-    """One text or several."""
+    """One text or several, as a tuple."""
     if isinstance(value, str | os.PathLike):
         return (os.fspath(value),)
     try:
@@ -72,16 +72,16 @@ def texts(flag: str, value: Any) -> tuple[str, ...]:
         raise ConfigError(f"{flag} can't be {value!r}", hint="give text or a list of texts") from error
 
 
-def targets(value: Any) -> tuple[str, ...]:
-    """Names of targets, each once."""
+def target_names(value: Any) -> tuple[str, ...]:
+    """Names of targets, without repeats."""
     names = tuple(dict.fromkeys(texts("--target", value)))
     if not names or "" in names:
         raise ConfigError("--target needs a name", hint="'condensec targets' lists them")
     return names
 
 
-def freeze(value: Any) -> str | None:
-    """One regular expression out of one or several."""
+def freeze_pattern(value: Any) -> str | None:
+    """One regular expression out of several."""
     patterns = texts("--freeze", value)
     for pattern in patterns:
         try:
@@ -94,24 +94,24 @@ def freeze(value: Any) -> str | None:
     return "|".join(f"(?:{p})" for p in patterns) if len(patterns) > 1 else (patterns or (None,))[0]
 
 
-def shapes(value: Any) -> dict[str, tuple[int, ...]]:
+def input_shapes(value: Any) -> dict[str, tuple[int, ...]]:
     """Whole shapes by input name."""
     if isinstance(value, Mapping):
         return dict(parse_shape(f"{name}={'x'.join(map(str, dims))}") for name, dims in value.items())
     return dict(parse_shape(text) for text in texts("--shape", value))
 
 
-def inputs(value: Any) -> dict[str, str]:
-    """Values of inputs without a sample axis, by name."""
+def input_values(value: Any) -> dict[str, str]:
+    """Values as text by input name."""
     if isinstance(value, Mapping):
-        given = [f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in value.items()]
+        found = [f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in value.items()]
     else:
-        given = list(texts("--input", value))
-    return dict(parse_input(text) for text in given)
+        found = list(texts("--input", value))
+    return dict(parse_input(text) for text in found)
 
 
 def function(value: Any) -> Any:
-    """A function that augments."""
+    """A function for ``--augment``."""
     if not callable(value):
         raise ConfigError(
             f"--augment can't be {value!r}", hint="give text or a function (batch, rng) -> dict"
@@ -119,6 +119,6 @@ def function(value: Any) -> Any:
     return value
 
 
-def asis(value: Any) -> Any:
-    """What is looked at later, where the model is known."""
+def as_is(value: Any) -> Any:
+    """Whatever it is."""
     return value
