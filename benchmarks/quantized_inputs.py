@@ -11,7 +11,7 @@ every group, cut, and prove the cut. In the table:
   had to leave out the rounding of activations (see condensec.unrounded);
 - exact: groups cut without approximation, and how far the outputs of onnxruntime's integer kernels are apart
   when only these are cut: 0 is equality of every integer. A QDQ graph gets such kernels from onnxruntime's
-  optimizer.
+  optimizer. Dynamic graphs keep products of two activations (attention) in floats, which may round.
 
 An opset below 13 is raised to 17 first: scales for each channel need it.
 """
@@ -30,6 +30,7 @@ import numpy as np
 
 FORMATS = ("qdq", "qoperator", "dynamic", "dynamic u8")
 OPSET = 17
+ROUNDING = 1e-6  # of outputs about one: products of two activations stay float in dynamic graphs
 
 
 def quantized(source: Path, folder: Path, form: str, shapes: dict[str, tuple[int, ...]]) -> Path:
@@ -131,6 +132,9 @@ def cut(made: Path, shapes: dict[str, tuple[int, ...]], options: Any) -> dict[st
             found = Session(done.model).run(feeds)
             apart.append(max(float(np.abs(found[n] - a).max()) for n, a in expected.items()))
     passed = sum(p.passed for p in proofs)
+    floats = any(n.op_type in ("MatMul", "Gemm", "Conv") for n in analysis.model.graph)
+    dynamic = any(n.op_type == "DynamicQuantizeLinear" for n in analysis.model.graph)
+    allowed = ROUNDING if floats and dynamic else 0.0
     return {
         "groups": len(analysis.groups),
         "MACs kept %": round(100 * kept, 1),
@@ -139,7 +143,7 @@ def cut(made: Path, shapes: dict[str, tuple[int, ...]], options: Any) -> dict[st
         "smooth": sum(p.unrounded for p in proofs),
         "exact": len(exact),
         "integers apart": max(apart) if apart else None,
-        "good": passed == len(proofs) and not any(apart),
+        "good": passed == len(proofs) and all(a <= allowed for a in apart),
     }
 
 

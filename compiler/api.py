@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from condensec.builds.gate import Judgement
+    from condensec.data import Signature
     from condensec.hardware.bench import Comparison, Measurement
     from condensec.hardware.emission import Artifact
     from condensec.healing import HealResult
@@ -167,16 +168,23 @@ def inspect(model: str | Path, *, shapes: Shapes | None = None, freeze: str | No
         params=count_parameters(analysis),
         macs=analysis.macs(),
         reachable=analysis.reachable(),
-        shapes={
-            name: sizes if name in signature.sides else (1, *sizes[1:])
-            for name, sizes in analysis.world.inputs.items()
-        },
+        shapes=_one_sample(signature, analysis.world.inputs),
         groups=tuple(
             GroupInfo(g.id, g.kind, g.size, g.exact, tuple(dict.fromkeys(a.tensor for a in g.axes)))
             for g in analysis.groups
         ),
         frozen=analysis.frozen,
     )
+
+
+def _one_sample(signature: Signature, sizes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Shapes of one sample's inputs, from sizes at any batch."""
+    from condensec.data import synthetic
+
+    found = {name: (1, *dims[1:]) for name, dims in sizes.items() if name not in signature.sides}
+    if signature.sides:
+        found = signature.sample_shapes(synthetic(signature, count=1, shapes=found))
+    return found
 
 
 def plan(model: str | Path, *, keep: float = 0.5, shapes: Shapes | None = None, **options: Any) -> Plan:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condensec import inplace, streaming
+from condensec.dense import densify
 from condensec.errors import ConfigError, ModelError
 from condensec.model_checks import check_content, check_external, check_graph, graphs, tensors
 from condensec.model_signature import signature
@@ -43,6 +44,7 @@ def load(path: Path) -> ir.Model:
     apart = _apart(path)
     proto = parse(path) if apart is None else apart[0]
     check_graph(proto, path)
+    densify(proto.graph, path)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # whatever a malformed graph makes onnx_ir raise

@@ -34,6 +34,8 @@ def unrounded(model: ir.Model) -> ir.Model | None:
     """
     if model.opset_imports.get("", 0) < _CLIP_OPSET:
         return None
+    if all(node.op_type != "QuantizeLinear" for node in model.graph):
+        return None
     copy = model.clone()
     count = 0
     for node in list(copy.graph):

@@ -1,11 +1,11 @@
 """Times of any node from the times of some: a fit of what a kernel does, corrected by its nearest neighbours.
 
 For each kind of node the time is fitted as a sum of non-negative terms: a call, multiply-accumulates
-(plain, and with channels padded to the kernel's tile), elements gathered, elements written, weights read.
-Relative errors are minimised (Lawson and Hanson 1974, chapter 23, by dropping negative terms one by one).
-What the fit leaves over is interpolated: the ratio of measured to fitted time, averaged over the nearest
-known nodes with the inverse square of their distance in the logarithms of the sizes (Shepard 1968). So a
-known node is answered exactly.
+(plain, and with channels or positions padded to the kernel's tile), elements gathered, elements written,
+weights read. Relative errors are minimised (Lawson and Hanson 1974, chapter 23, by dropping negative terms
+one by one). What the fit leaves over is interpolated: the ratio of measured to fitted time, averaged over
+the nearest known nodes with the inverse square of their distance in the logarithms of the sizes (Shepard
+1968). So a known node is answered exactly.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _NEAREST = 6
 _TILE = 16  # channels a kernel computes at once
 # distance that a difference in kind counts for, in powers of e of a size
 _UNLIKE = {"dtype": 6.0, "off": 4.0, "kernel": 1.5, "stride": 1.0, "summed": 0.3, "act": 0.3, "op": 8.0}
+_SPREAD = 2.0
 _MOVES = 0.5  # weight of sizes in nodes that only move data
 
 
@@ -38,6 +39,7 @@ def terms(key: NodeKey) -> tuple[float, ...]:
         1.0,
         key.n * ins * key.o * key.kernel,
         key.n * ins * padded * key.kernel,
+        ceil(key.n / _TILE) * _TILE * ins * key.o * key.kernel,
         key.n * key.i * key.kernel,
         float(key.n * key.o),
         ins * key.o * key.kernel,
@@ -61,7 +63,7 @@ class Points:
         family = self._families.get(_family(key))
         if family is None:
             alike = [name for name in self._families if name.startswith("+") == key.weighted]
-            return float(np.mean([self._families[name].guess(key) for name in alike])) if alike else 0.0
+            return float(np.median([self._families[name].guess(key) for name in alike])) if alike else 0.0
         return family.guess(key)
 
     @cached_property
@@ -113,7 +115,10 @@ def _place(key: NodeKey) -> tuple[float, ...]:
 
 def _unlike(a: NodeKey, b: NodeKey) -> float:
     """Squared distance for what differs in kind."""
-    return sum(weight**2 for name, weight in _UNLIKE.items() if getattr(a, name) != getattr(b, name))
+    kind = sum(weight**2 for name, weight in _UNLIKE.items() if getattr(a, name) != getattr(b, name))
+    # two operands of one shape take another loop than one that is spread over the other
+    spread = not a.weighted and (a.read == 2 * a.written) != (b.read == 2 * b.written)
+    return kind + _SPREAD**2 * spread
 
 
 def nonnegative(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:

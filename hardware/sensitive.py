@@ -6,7 +6,6 @@ reads. So a model with a hundred layers is built and opened once, and run a hund
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from condensec.data import Samples
 
 SWITCHES = "condensec.switches"
-SECONDS = 20.0  # all layers together; fewer samples where the model is large
+MACS = 150e9  # of all layers' runs together, some 30 s; fewer samples where the model is large
 _LEAST, _MOST = 4, 64  # samples
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -66,15 +65,12 @@ def layer_errors(
     layers = _install(proto, ranges, frozenset(exclude))
     if not layers:
         return []
+    count = int(np.clip(MACS / max(1, macs(source, samples)) / (len(layers) + 1), _LEAST, _MOST))
     session = Session(proto, threads=threads, optimize="basic")
     floats = [p.name for p in session.outputs if p.name in outputs and p.dtype == np.float32]
     off = np.zeros(len(layers), np.bool_)
-    size = session.batch_size or 1
-    runner = _Runner(session, samples, floats, size)
-    start = time.perf_counter()
-    runner.run(off, size)
-    affordable = SECONDS / max(1e-6, time.perf_counter() - start) / (len(layers) + 1) * size
-    count = int(np.clip(affordable, _LEAST, min(_MOST, len(samples))))
+    runner = _Runner(session, samples, floats, session.batch_size or 1)
+    count = min(count, len(samples))
     wanted = runner.run(off, count)
     found = []
     for i, name in enumerate(layers):
@@ -82,6 +78,30 @@ def layer_errors(
         on[i] = True
         found.append(LayerError(name, relative_error(wanted, runner.run(on, count))))
     return sorted(found, key=lambda one: (-one.error, one.node))
+
+
+def macs(source: Path, samples: Samples) -> int:
+    """Multiply-accumulates of one sample's weighted nodes, about; by sizes, so that it's always the same."""
+    import onnx
+
+    proto = onnx.load_model(source, load_external_data=False)
+    for value in (v for v in proto.graph.input if v.name in samples.inputs):
+        for dim, size in zip(
+            value.type.tensor_type.shape.dim, (1, *samples.inputs[value.name].shape[1:]), strict=False
+        ):
+            if not dim.HasField("dim_value"):
+                dim.dim_value = size
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    outputs = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.output)}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+    total = 0
+    for node in proto.graph.node:
+        shape = weights.get(node.input[1], ()) if node.op_type in WEIGHTED else ()
+        dims = [max(1, dim.dim_value) for dim in outputs.get(node.output[0], ())]
+        if shape:
+            channels = shape[channel_axis(node, len(shape))]
+            total += int(np.prod(shape)) // max(1, channels) * int(np.prod(dims, dtype=np.int64))
+    return total
 
 
 def relative_error(

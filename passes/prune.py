@@ -76,6 +76,7 @@ def prune(
             node.attributes[rewrite.name] = _attribute(rewrite.name, rewrite.new(kept))
         else:
             resizer.rewrite(node, rewrite.index, lambda old, rewrite=rewrite: rewrite.new(kept, old))  # type: ignore[misc]
+    resizer.clear()
     _forget_shapes(model.graph)
     removed = _removed(analysis, layers)
     plan = describe(analysis, units, kept, slices, resizer.edits(), removed, sha256, apart)

@@ -39,6 +39,8 @@ class Resizer:
         self._values: dict[str, Array] = {}  # of shape arithmetic, after the cut, in the sample world
         self._dynamics: dict[str, npt.NDArray[np.bool_]] = {}
         self._edits: dict[str, ShapeEdit] = {}
+        self._copies: dict[tuple[str, str, bytes], ir.Node] = {}
+        self._copied: list[ir.Node] = []
         self._by_name = {value.name or "": value for value in analysis.context.layouts}
 
     def edits(self) -> dict[str, ShapeEdit]:
@@ -68,10 +70,56 @@ class Resizer:
             return
         producer = value.producer()
         assert producer is not None
+        if len(value.uses()) > 1 or value.is_graph_output():
+            own = self._own(node, index, value, producer, wanted)
+            if own is None:
+                return
+            producer = own
         for position, part in self._trace(node, producer, wanted):
             source = producer.inputs[position]
             assert source is not None
             self._require(producer, position, source, part)
+
+    def _own(
+        self, node: ir.Node, index: int, value: ir.Value, producer: ir.Node, wanted: Array
+    ) -> ir.Node | None:
+        """A copy of a node whose result others read, too, and may need as it is or otherwise.
+
+        Exporters and optimizers compute equal shapes once: heads of queries, keys and values, say.
+
+        Returns:
+            None where another user wanted the same, and its copy serves here.
+        """
+        key = (value.name or "", wanted.dtype.str, wanted.tobytes())
+        copy = self._copies.get(key)
+        if copy is not None:
+            node.replace_input_with(index, copy.outputs[producer.outputs.index(value)])
+            return None
+        number = len(self._copies)
+        copy = ir.Node(
+            producer.domain,
+            producer.op_type,
+            list(producer.inputs),
+            list(producer.attributes.values()),
+            num_outputs=len(producer.outputs),
+            name=f"{producer.name}.cut{number}",
+        )
+        for old, new in zip(producer.outputs, copy.outputs, strict=True):
+            new.name, new.type = f"{old.name}.cut{number}", old.type
+        copy.meta.update(producer.meta)  # which body it is in
+        self._graph.insert_after(producer, copy)
+        node.replace_input_with(index, copy.outputs[producer.outputs.index(value)])
+        self._copies[key] = copy
+        self._copied.append(producer)
+        return copy
+
+    def clear(self) -> None:
+        """Take out what nobody reads any more: originals all of whose users have copies."""
+        for producer in reversed(self._copied):
+            if producer.graph is self._graph and not any(
+                o.uses() or o.is_graph_output() for o in producer.outputs
+            ):
+                self._graph.remove(producer, safe=True)
 
     def _trace(self, node: ir.Node, producer: ir.Node, wanted: Array) -> list[tuple[int, Array]]:
         """What the inputs of a node have to become, so that its output becomes ``wanted``."""

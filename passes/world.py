@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from condensec.data.side import side_inputs
 from condensec.errors import ModelError
 from condensec.passes import openings, standins
 from condensec.passes.arithmetic import FOLDABLE, SMALL, evaluate_node, is_known
@@ -68,6 +69,7 @@ def sample_inputs(
 ) -> dict[str, tuple[int, ...]]:
     """Concrete sizes for every graph input: given ones first, then static ones, then sample sizes."""
     result: dict[str, tuple[int, ...]] = {}
+    batches = _batch_dims(model)
     for value in model.graph.inputs:
         name = value.name or ""
         given = (shapes or {}).get(name)
@@ -85,7 +87,7 @@ def sample_inputs(
             if static:
                 assert isinstance(dim, int)
                 sizes.append(dim)
-            elif position == 0:
+            elif position == 0 or (name, position) in batches:
                 sizes.append(batch)
             elif given is not None and position < len(given):
                 sizes.append(int(given[position]))
@@ -93,6 +95,27 @@ def sample_inputs(
                 sizes.append(224 if len(declared) == 4 and position > 1 else 16)
         result[name] = tuple(sizes)
     return result
+
+
+def _batch_dims(model: ir.Model) -> set[tuple[str, int]]:
+    """(input, axis) of dims that are the batch though they don't come first, as in a state ``[2, N, 128]``.
+
+    They are named like the others' axis 0; where the first dynamic dim of an input without a sample axis has
+    no name, it's taken for the batch, too.
+    """
+    shapes = {
+        v.name or "": tuple(d if isinstance(d, int) and d > 0 else getattr(d, "value", None) for d in v.shape)
+        for v in model.graph.inputs
+        if v.shape is not None and v.name not in model.graph.initializers
+    }
+    sides = side_inputs([(name, shape, True) for name, shape in shapes.items()])
+    names = {s[0] for n, s in shapes.items() if n not in sides and s and isinstance(s[0], str)}
+    found = set()
+    for name in sides:
+        dims = [(axis, dim) for axis, dim in enumerate(shapes[name]) if not isinstance(dim, int)]
+        found |= {(name, axis) for axis, dim in dims if dim in names}
+        found |= {(name, axis) for axis, dim in dims[:1] if dim is None}
+    return found
 
 
 def build_world(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = None) -> World:

@@ -170,6 +170,14 @@ def test_the_layer_that_loses_most_is_found(tmp_path: Path) -> None:
     ]
 
 
+def test_work_is_counted_by_sizes(tmp_path: Path) -> None:
+    path, _ = prepared(fragile(), tmp_path, rows())
+    assert sensitive.macs(path, rows()) == 16 * 16 + 16 * 16 + 16 * 4
+    images_of = quantize.folded(ir.from_proto(residual_cnn()), tmp_path / "cnn.onnx")
+    first = next(n for n in onnx.load(images_of).graph.node if n.op_type == "Conv")
+    assert sensitive.macs(images_of, images()) > 16 * 16 * 27 * 16, first.name
+
+
 def test_one_layer_alone_is_what_the_quantizer_makes_of_it(tmp_path: Path) -> None:
     """The switched graph agrees with onnxruntime's quantizer on every layer by itself."""
     path, ranges = prepared(fragile(), tmp_path, rows())

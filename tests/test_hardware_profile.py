@@ -318,3 +318,29 @@ def test_a_profile_of_this_machine_is_calibrated(tmp_path: Path, monkeypatch: py
     assert found.table.model["value"] == found.seconds
     assert list((tmp_path / "cache").rglob("*.json"))  # measured once, kept
     assert {key.op for key in found.table.points.known} >= {"conv", "matmul"}
+
+
+# instructions of whole models, counted by `benchmarks/emulated.py check`; none of them is in the table
+COUNTED = {
+    "residual 64": (residual_cnn, {"width": 64}, 13_496_723),
+    "residual 40": (residual_cnn, {"width": 40}, 5_903_213),
+    "depthwise 48": (depthwise_se_cnn, {"width": 48}, 2_155_269),
+    "encoder": (transformer_encoder, {}, 662_980),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_the_table_that_is_shipped_knows_phones_instructions(name: str) -> None:
+    build, options, counted = COUNTED[name]
+    found = latency_model(PHONE, build(**options))
+    assert found.verified == PHONE.how_verified() == "emulated"
+    seconds = counted / (2 * PHONE.peak.clock_ghz * 1e9)
+    assert found.dense_seconds == pytest.approx(seconds, rel=0.25)
+
+
+def test_narrower_models_take_fewer_instructions() -> None:
+    """A table has to order widths, also those between the known ones."""
+    found = latency_model(PHONE, residual_cnn(width=64))
+    times = [found.predict(residual_cnn(width=w)) for w in (64, 56, 44, 30, 16)]
+    assert times == sorted(times, reverse=True)
+    assert times[-1] < 0.25 * times[0]

@@ -196,3 +196,35 @@ def test_inputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         model.graph.input.append(info)
         with pytest.raises(ModelError, match="'s'"):
             io.signature(io.load(save(model, tmp_path)))
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_sparse_initializers_are_read_as_dense_ones(tmp_path: Path, linear: bool) -> None:
+    dense = np.zeros((4, 8), np.float32)
+    dense[[0, 2, 3], [1, 3, 7]] = [1, -2, 3]
+    places = np.flatnonzero(dense) if linear else np.argwhere(dense)
+    values = onnx.numpy_helper.from_array(dense[dense != 0], "w")
+    indices = onnx.numpy_helper.from_array(places.astype(np.int64), "")
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(n, 1, ["N", s]) for n, s in (("x", 4), ("y", 8))]
+    sparse = [onnx.helper.make_sparse_tensor(values, indices, [4, 8])]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], sparse_initializer=sparse)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    model = io.load(tmp_path / "m.onnx")
+    found = model.graph.initializers["w"].const_value
+    assert found is not None
+    np.testing.assert_array_equal(found.numpy(), dense)
+
+
+def test_a_sparse_initializer_with_a_wrong_index_is_refused(tmp_path: Path) -> None:
+    values = onnx.numpy_helper.from_array(np.ones(1, np.float32), "w")
+    indices = onnx.numpy_helper.from_array(np.array([[5, 0]], np.int64), "")
+    sparse = [onnx.helper.make_sparse_tensor(values, indices, [4, 8])]
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(n, 1, ["N", s]) for n, s in (("x", 4), ("y", 8))]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], sparse_initializer=sparse)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="sparse tensor 'w'"):
+        io.load(tmp_path / "m.onnx")

@@ -362,7 +362,10 @@ def test_a_block_costs_what_its_weights_do() -> None:
     assert best_blocks(prices, 0.5, 2).tolist() == [[True, True, False, False], [True, True, False, False]]
 
 
-def test_many_zeros_come_in_rounds(model: Path, data: Path, tmp_path: Path) -> None:
+def test_many_zeros_come_in_rounds(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zeros_stage, "ROUND_SECONDS", 2.0)
     options = {**FAST, "heal": "minutes=0.4,closed-form=off,lr=0.01,batch=16", "data": data}
     report = api.compress(model, output=tmp_path / "o", patterns="unstructured=0.8:magnitude", **options)
     (found,) = report.patterns

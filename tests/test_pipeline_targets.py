@@ -11,8 +11,10 @@ from models import random_feeds, residual_cnn, run, save, save_samples
 
 from condensec import api
 from condensec.hardware.target import get
+from condensec.passes.groups import Group
 from condensec.report.model import Report
 from condensec.specs import parse_budget
+from condensec.stages import goals
 from condensec.stages.goals import Budgets, Limit
 
 TARGETS = ["mobile-cpu", "nvidia-t4"]
@@ -75,3 +77,15 @@ def test_what_is_out_of_reach_depends_on_what_emission_gives() -> None:
     alone = Budgets((limit("b"),), True, {"latency:b": 8.0})
     assert [x.target for x in alone.reachable({})] == ["b"], "nothing else to keep"
     assert [x.target for x in Budgets((limit("a"), limit("b")), True).reachable({})] == ["a", "b"]
+
+
+def test_widths_suit_the_precision_that_is_asked_for() -> None:
+    vnni, phone, t4 = get("x86-vnni"), get("mobile-cpu"), get("nvidia-t4")
+    assert [goals.lower_precision(t, "auto") for t in (vnni, phone, t4)] == ["int8", "int8", "fp16"]
+    assert [goals.lower_precision(vnni, q) for q in ("none", "int8", "fp16")] == ["fp32", "int8", "fp32"]
+    group = Group("g", "channel", 16, True, (), ())
+    assert min(goals._levels(group, 1, "conv", vnni, None)) < 16
+    assert goals._levels(group, 1, "conv", vnni, None, "int8") == {16}
+    wide = Group("g", "channel", 64, True, (), ())
+    assert goals._levels(wide, 1, "conv", vnni, None, "int8") == {16, 32, 48, 64}
+    assert goals._levels(group, 1, "conv", vnni, 4, "int8") == {4, 8, 12, 16}, "--align wins"

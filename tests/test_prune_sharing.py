@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from cutting import Trial, feeds_of, tiny, trial
 from onnx import TensorProto, helper
+from operator_cases import ints
 
 from condensec import io, verify
 from condensec.axes import Axes, Term
@@ -223,3 +224,33 @@ def test_copies_that_were_healed_apart_stay_apart_when_they_are_cut_alike() -> N
     assert set(second.plan.splits) == {"b.copy0", "b.copy1"} <= set(second.model.graph.initializers)
     deeper = carried(healed, first, second.plan)
     assert {n: list(a) for n, a in deeper.items()} == {"b.copy0": [10, 11], "b.copy1": [20, 21]}
+
+
+def test_a_shape_that_several_branches_share_follows_each_of_them() -> None:
+    """Optimizers compute `[batch, tokens, heads, features]` once for queries, keys and values."""
+    nodes = """s = Shape(x) n = Gather<axis=0>(s, zero) nu = Unsqueeze(n, ax)
+        sh = Concat<axis=0>(nu, five, three, four)
+        q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3)
+        qr = Reshape(q, sh) kr = Reshape(k, sh) vr = Reshape(v, sh)
+        qt = Transpose<perm=[0,2,1,3]>(qr) kt = Transpose<perm=[0,2,3,1]>(kr)
+        vt = Transpose<perm=[0,2,1,3]>(vr)
+        p = MatMul(qt, kt) m = Softmax<axis=-1>(p) o = MatMul(m, vt)
+        ot = Transpose<perm=[0,2,1,3]>(o) back = Concat<axis=0>(nu, five, minus)
+        of = Reshape(ot, back) y = MatMul(of, w4)"""
+    weights = {
+        "zero": np.int64(0), "ax": ints(0), "five": ints(5), "three": ints(3), "four": ints(4),
+        "minus": ints(-1), "w1": (6, 12), "w2": (6, 12), "w3": (6, 12), "w4": (12, 5),
+    }  # fmt: skip
+    model = tiny(nodes, x=["N", 5, 6], weights=weights)
+    analysis = analyze(ir.from_proto(model))
+    sizes = sorted((g.size, len(g.axes)) for g in analysis.groups)
+    assert sizes == [(3, 4), (4, 2), (4, 2)]  # heads; features of queries and keys; of values
+    for number, group in enumerate(analysis.groups):  # each alone, then all to different widths
+        found = trial(model, units={group.id: list(range(1, group.size - number % 2))}, batches=(None, 3))
+        assert found.proof.relative_error < 2e-6
+    units = {g.id: list(range(g.size - 1 - i % 3)) or [0] for i, g in enumerate(analysis.groups)}
+    found = trial(model, units=units, batches=(None, 3))
+    assert found.proof.relative_error < 2e-6
+    shapes = [n for n in found.cut.model.graph if n.op_type == "Concat"]
+    assert len(shapes) == 3  # two for the branches, one behind; none that nobody reads
+    assert all(o.uses() for n in shapes for o in n.outputs)

@@ -218,3 +218,11 @@ def test_plan_apply_and_verify(model: Path, capsys: pytest.CaptureFixture[str]) 
     assert "isn't the cut" in capsys.readouterr().err
     assert main(["verify", "model.onnx", "plan.json", "cut.onnx", "--input", "gain=fast"]) == 2
     assert main(["verify", "model.onnx", "plan.json", "cut.onnx", "--data", "none.npz"]) == 2
+
+
+def test_inspect_sees_one_sample_and_nothing_frozen_by_the_batch(model: Path) -> None:
+    found = condensec.inspect(model)
+    assert found.shapes == {"x": (1, 8), "state": (2, 1, 4), "gain": ()}
+    assert [group.size for group in found.groups] == [16]
+    assert found.macs == 8 * 16 + 16 * 4
+    assert not any("can't be worked out" in axis.reason for axis in found.frozen)

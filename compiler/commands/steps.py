@@ -218,7 +218,7 @@ def _freeze(given: Sequence[str] | None) -> str | None:
 
 
 def _listed(shapes: Any) -> str:
-    return ", ".join(f"{name} {'x'.join(map(str, dims))}" for name, dims in shapes.items())
+    return ", ".join(f"{name} {'x'.join(map(str, dims)) or 'one number'}" for name, dims in shapes.items())
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:

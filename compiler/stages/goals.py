@@ -193,7 +193,8 @@ def widths_grid(job: Job) -> dict[str, list[int]]:
             continue
         allowed = set(range(group.least, group.size + 1))
         for target in job.targets:
-            allowed &= _levels(group, many, kind, target, job.config.align)
+            precision = lower_precision(target, job.config.quantize)
+            allowed &= _levels(group, many, kind, target, job.config.align, precision)
         found = sorted(allowed | {group.size}, reverse=True)
         grid[group.id] = found if job.config.keep is None else _uniform(group, found, job.config.keep)
     return {**grid, **{layer.id: [1, 0] for layer in job.layers}}
@@ -204,11 +205,23 @@ def _wanted(group: Group, patterns: Sequence[str]) -> bool:
     return bool(set(KIND_PATTERNS.get(group.kind, ("neurons",))) & set(patterns))
 
 
-def _levels(group: Group, many: int, kind: str, target: Target, align: int | None) -> set[int]:
-    """Counts one target likes. A unit that carries several channels (a head of 64) aligns by itself."""
+def lower_precision(target: Target, quantize: str) -> str:
+    """The precision that widths have to suit beside fp32: what a target is likely to get."""
+    wanted = target.precisions[0] if quantize == "auto" else quantize
+    return wanted if wanted in target.precisions else "fp32"
+
+
+def _levels(
+    group: Group, many: int, kind: str, target: Target, align: int | None, precision: str = "fp32"
+) -> set[int]:
+    """Counts one target likes. A unit that carries several channels (a head of 64) aligns by itself.
+
+    A lower precision may be pickier: int8 kernels for VNNI take 16 channels at once, and fewer are slower.
+    """
+    step = align if align is not None else target.alignment(kind, precision)
     if many == 1:
-        return set(target.levels(group.size, kind, "fp32", align))
-    step = align if align is not None else target.alignment(kind, "fp32")
+        levels = set(target.levels(group.size, kind, "fp32", align))
+        return {n for n in levels if n % step == 0} | {group.size} if precision != "fp32" else levels
     return {n for n in range(1, group.size + 1) if n * many % step == 0} | {group.size}
 
 

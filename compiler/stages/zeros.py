@@ -23,6 +23,7 @@ from condensec.stages.steps import Steps
 Weights = Mapping[str, npt.NDArray[Any]]
 MANY = 0.6  # zeros: more are set in rounds, where there is time to train
 ROUNDS = 4
+ROUND_SECONDS = 15.0  # a round's share of the time, at least: starting a training takes some of it
 GRADUAL = 0.5  # of the training for zeros that the rounds before the last may take
 TRIES = 6  # of a smaller share, or fewer layers, at most
 
@@ -131,7 +132,7 @@ def _gradually(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: M
         None where all may go at once (few zeros), or where there is no time to train.
     """
     seconds = stage.healer.seconds_left(stage.progress, GRADUAL / ROUNDS)
-    if wanted.share < MANY or seconds is None or not math.isfinite(seconds):
+    if wanted.share < MANY or seconds is None or not ROUND_SECONDS <= seconds < math.inf:
         return None
     weights = dict(stage.base)
     found: Try | None = None
