@@ -264,12 +264,37 @@ SEEDS = {  # kernel, stride, depthwise, channels, pixels a side
 }
 
 
+EACH = (  # operators on every element, with one operand or two
+    "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Exp", "Sqrt", "Neg", "Elu",
+    "Softplus", "Add", "Mul", "Sub", "Div",
+)  # fmt: skip
+SHAPES = ((1, 48, 8, 8), (1, 96, 28, 28), (1, 197, 384))
+
+
+def elementwise(folder: Path) -> Path:
+    """A model of single operators side by side."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes, inputs, outputs = [], [], []
+    for op in EACH:
+        for i, shape in enumerate(SHAPES):
+            names = [f"{op}_{i}_{part}" for part in ("a", "b")[: 1 + (op in ("Add", "Mul", "Sub", "Div"))]]
+            nodes.append(helper.make_node(op, names, [f"{op}_{i}"], name=f"{op}_{i}"))
+            inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names]
+            outputs.append(helper.make_tensor_value_info(f"{op}_{i}", TensorProto.FLOAT, shape))
+    graph = helper.make_graph(nodes, "each", inputs, outputs)
+    path = folder / "each.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
 def seeds(folder: Path) -> list[Path]:
     """Models of single convolutions side by side, for batch 1: sizes that the given models don't have."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    made = []
+    made = [elementwise(folder)]
     for name, (kernel, stride, depthwise, channels, sides) in SEEDS.items():
         nodes, inputs, outputs, weights = [], [], [], []
         for c in channels:

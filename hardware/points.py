@@ -23,6 +23,7 @@ _NEAREST = 6
 _TILE = 16  # channels a kernel computes at once
 # distance that a difference in kind counts for, in powers of e of a size
 _UNLIKE = {"dtype": 6.0, "off": 4.0, "kernel": 1.5, "stride": 1.0, "summed": 0.3, "act": 0.3, "op": 8.0}
+_SPREAD = 2.0
 _MOVES = 0.5  # weight of sizes in nodes that only move data
 
 
@@ -62,7 +63,7 @@ class Points:
         family = self._families.get(_family(key))
         if family is None:
             alike = [name for name in self._families if name.startswith("+") == key.weighted]
-            return float(np.mean([self._families[name].guess(key) for name in alike])) if alike else 0.0
+            return float(np.median([self._families[name].guess(key) for name in alike])) if alike else 0.0
         return family.guess(key)
 
     @cached_property
@@ -114,7 +115,10 @@ def _place(key: NodeKey) -> tuple[float, ...]:
 
 def _unlike(a: NodeKey, b: NodeKey) -> float:
     """Squared distance for what differs in kind."""
-    return sum(weight**2 for name, weight in _UNLIKE.items() if getattr(a, name) != getattr(b, name))
+    kind = sum(weight**2 for name, weight in _UNLIKE.items() if getattr(a, name) != getattr(b, name))
+    # two operands of one shape take another loop than one that is spread over the other
+    spread = not a.weighted and (a.read == 2 * a.written) != (b.read == 2 * b.written)
+    return kind + _SPREAD**2 * spread
 
 
 def nonnegative(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def test_shares_of_an_original(folder: Path, capsys: pytest.CaptureFixture[str])
         code, (check,) = found(capsys, "half.onnx", "--budget", budget, *options)
         assert code == (0 if kept else 3), budget
         assert check["unit"] == "x"
-    assert check["how"] == "modelled"
+    assert check["how"] == "emulated"
     code, (check,) = found(capsys, "half.onnx", "--budget", "latency<=1x", "--against", "model.onnx")
     assert check["how"] == "measured"
     assert 0.2 < float(check["value"]) < 2  # type: ignore[arg-type]
