@@ -110,7 +110,8 @@ def _place(key: NodeKey) -> tuple[float, ...]:
     """Where a node lies among others of its kind."""
     if not key.weighted:
         return _MOVES * log(max(1, key.read)), _MOVES * log(max(1, key.written))
-    return log(key.n), log(key.i / key.g), log(key.o / key.g), 0.5 * log(key.g)
+    n, i, o = (max(1, size) for size in (key.n, key.i, key.o))  # a product with a vector has no columns
+    return log(n), log(i / key.g), log(o / key.g), 0.5 * log(key.g)
 
 
 def _unlike(a: NodeKey, b: NodeKey) -> float:
