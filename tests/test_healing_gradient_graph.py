@@ -14,7 +14,7 @@ from healing_tools import Case, write_case
 
 from condensec.healing import client, environment, gradient_graph
 from condensec.healing.gradient_graph import selection
-from condensec.healing.gradient_graph.activation import relu_gradient
+from condensec.healing.gradient_graph.activation import clip_masks, relu_gradient
 from condensec.healing.gradient_graph.writing import Writer
 from condensec.runner import Session
 
@@ -181,3 +181,28 @@ def test_gradients_of_all_positions_are_joined() -> None:
 def test_gradients_of_some_positions_or_of_one_twice_are_summed() -> None:
     assert picked((2, 0)) == {"Unsqueeze": 2, "Pad": 2, "Sum": 1}
     assert picked((1, 0, 2, 0)) == {"Unsqueeze": 4, "Pad": 4, "Sum": 1}
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-0.5, 0.75), (1.0, 2.0)])
+def test_the_mask_of_clip_is_exact_on_and_beside_its_bounds(low: float, high: float) -> None:
+    bounds = np.array([low, high], np.float32)
+    near = [np.nextafter(bounds, np.float32(s) * np.inf, dtype=np.float32) for s in (-1, 1)]
+    near = [np.where(np.abs(n) < np.finfo(np.float32).tiny, np.sign(n) * np.float32(2e-38), n) for n in near]
+    far = [-np.inf, -1e30, -1, (low + high) / 2, 1e30, np.inf]
+    x = np.concatenate([bounds, *near, far]).astype(np.float32)
+    make = onnx.helper.make_node
+    nodes = [
+        make("GreaterOrEqual", ["x", "low"], ["a"]), make("LessOrEqual", ["x", "high"], ["b"]),
+        make("And", ["a", "b"], ["c"]), make("Cast", ["c"], ["mask"], to=onnx.TensorProto.FLOAT),
+    ]  # fmt: skip
+    writer = Writer({}, {"low": low, "high": high})
+    rewritten, count = clip_masks(nodes, writer)
+    assert count == 1
+    infos = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, x.shape) for n in ("x", "mask")]
+    constants = [onnx.numpy_helper.from_array(b, n) for b, n in zip(bounds, ("low", "high"), strict=True)]
+    graph = onnx.helper.make_graph(
+        rewritten, "g", infos[:1], infos[1:], [*constants, *writer.constants.values()]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    [mask] = Session(model).run({"x": x}).values()
+    np.testing.assert_array_equal(mask, ((x >= bounds[0]) & (x <= bounds[1])).astype(np.float32))

@@ -30,38 +30,33 @@ def relu_gradient(node: onnx.NodeProto, writer: Writer) -> list[onnx.NodeProto]:
 
 
 def clip_masks(nodes: Sequence[onnx.NodeProto], writer: Writer) -> tuple[list[onnx.NodeProto], int]:
-    """Where a `Clip` passes its gradient, from its output y: Clip((high - y) (y - low) 3.4e38, 0, 1).
+    """Where a `Clip` passes its gradient: Clip((x - low) (high - x) 3.4e38 + 1, 0, 1).
 
-    The builder compares the input with both bounds. From the output, the input needs not be kept, and the
-    activation can run within the operator before; and floats stay in blocks of channels where there are
-    any. On a bound itself, where the gradient isn't defined, this gives 0 and the builder 1.
+    The builder compares with both bounds and joins the answers; floats stay in blocks of channels where
+    there are any. On a bound itself, where the gradient isn't defined, both give 1: no rare case, as a
+    depthwise convolution without a bias gives exactly 0 wherever the activation before it did.
 
     Returns:
         The nodes, and how many masks were replaced. What made the old ones is left to be dropped.
     """
     producers = {name: node for node in nodes for name in node.output}
-    clipped = {tuple(n.input): n.output[0] for n in nodes if n.op_type == "Clip" and len(n.input) == 3}
     found: list[onnx.NodeProto] = []
     count = 0
     for node in nodes:
         bounds = _bounds(node, producers)
-        y = clipped.get(bounds) if bounds else None
-        if (
-            bounds is None
-            or y is None
-            or not all(abs(writer.scalars.get(b, np.inf)) < _FAR for b in bounds[1:])
-        ):
+        if bounds is None or not all(abs(writer.scalars.get(b, np.inf)) < _FAR for b in bounds[1:]):
             found.append(node)
             continue
-        _, low, high = bounds
-        above = y if writer.scalars[low] == 0 else chain(found, writer, "Sub", y, low)
-        below = chain(found, writer, "Sub", high, y)
+        x, low, high = bounds
+        above = x if writer.scalars[low] == 0 else chain(found, writer, "Sub", x, low)
+        below = chain(found, writer, "Sub", high, x)
         inside = chain(found, writer, "Mul", above, below)
         large = chain(found, writer, "Mul", inside, writer.const(_HUGE))
-        chain(found, writer, "Clip", large, writer.const(0), writer.const(1), out=node.output[0])
-        if y in writer.shapes:
-            made = (above, below, inside, large, node.output[0])
-            writer.shapes |= dict.fromkeys(made, writer.shapes[y])
+        shifted = chain(found, writer, "Add", large, writer.const(1))
+        chain(found, writer, "Clip", shifted, writer.const(0), writer.const(1), out=node.output[0])
+        if x in writer.shapes:
+            made = (above, below, inside, large, shifted, node.output[0])
+            writer.shapes |= dict.fromkeys(made, writer.shapes[x])
         count += 1
     return found, count
 
