@@ -71,7 +71,9 @@ class NodeKey:
     def at(self, cost: NodeCost, hard: int = 1) -> NodeKey:
         """The same node at other widths."""
         groups = cost.out_channels if self.op == "depthwise" else self.g
-        resized = replace(self, n=cost.positions, i=cost.in_channels or self.i, o=cost.out_channels, g=groups)
+        resized = replace(
+            self, n=cost.positions, i=cost.in_channels or self.i, o=cost.out_channels or self.o, g=groups
+        )
         return replace(resized, off=is_off(resized, self, hard))
 
 

@@ -110,7 +110,8 @@ def _place(key: NodeKey) -> tuple[float, ...]:
     """Where a node lies among others of its kind."""
     if not key.weighted:
         return _MOVES * log(max(1, key.read)), _MOVES * log(max(1, key.written))
-    return log(key.n), log(key.i / key.g), log(key.o / key.g), 0.5 * log(key.g)
+    sizes = (key.n, key.i / key.g, key.o / key.g)  # 0: a product of two activations has no such axis
+    return *(log(size or 1) for size in sizes), 0.5 * log(key.g)
 
 
 def _unlike(a: NodeKey, b: NodeKey) -> float:

@@ -20,6 +20,7 @@ from condensec.hardware import bench, context, devicetable, isa, pack, profile
 from condensec.hardware.context import Surcharge, surcharge
 from condensec.hardware.isolate import isolate, optimized
 from condensec.hardware.latency import GraphModel, latency_model
+from condensec.hardware.nodecost import NodeCost
 from condensec.hardware.nodekey import NodeKey, key_of, parse
 from condensec.hardware.points import Points, nonnegative
 from condensec.hardware.target import get
@@ -344,3 +345,11 @@ def test_narrower_models_take_fewer_instructions() -> None:
     times = [found.predict(residual_cnn(width=w)) for w in (64, 56, 44, 30, 16)]
     assert times == sorted(times, reverse=True)
     assert times[-1] < 0.25 * times[0]
+
+
+def test_a_product_of_activations_keeps_the_widths_that_nobody_cuts() -> None:
+    """Its cost has no channels where they come from the data: 0 isn't a width, and has no logarithm."""
+    key = parse("product k1 s1 float32 n128 i8 o16 g1")
+    at = key.at(NodeCost("scores", "MatMul", 128 * 8 * 16, 0, 0, positions=128))
+    assert (at.i, at.o) == (8, 16)
+    assert key.at(NodeCost("scores", "MatMul", 64 * 4 * 16, 4, 8, positions=64)).o == 8

@@ -18,14 +18,27 @@ class Writer:
 
     Args:
         shapes: value -> its shape; of what is known.
+        scalars: constants of one element.
+        measured: value that holds a shape -> the value whose shape it is.
 
     Attributes:
         shapes: the same; rules add what they make where another rule could go on from it.
+        scalars: the same.
+        measured: the same.
         constants: name -> tensor.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape] | None = None) -> None:
-        self.shapes = dict(shapes or {})
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape] | None = None,
+        scalars: Mapping[str, float] | None = None,
+        measured: Mapping[str, str] | None = None,
+    ) -> None:
+        self.shapes, self.scalars, self.measured = (
+            dict(shapes or {}),
+            dict(scalars or {}),
+            dict(measured or {}),
+        )
         self.constants: dict[str, onnx.TensorProto] = {}
         self._names: dict[tuple[Any, ...], str] = {}
         self._count = 0
