@@ -373,6 +373,19 @@ def test_frozen_layers_are_left() -> None:
     assert ("w2", "frozen by the user") in held.skipped
 
 
+def test_an_open_batch_written_as_minus_one_is_repaired_all_the_same() -> None:
+    """PaddlePaddle's exporter writes -1 as the size of an open dim."""
+    teacher, slices, samples = _twins("gemm")
+    student = _cut(teacher, slices)
+    expected = _repair(teacher, student, samples, slices).weights
+    for model in (teacher, student):
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    found = _repair(teacher, student, samples, slices).weights
+    assert expected.keys() == found.keys() != set()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
 def test_an_uncut_student_is_left_alone() -> None:
     teacher, _, samples = _twins("dense")
     result = _repair(teacher, teacher, samples, {})

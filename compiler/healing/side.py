@@ -26,8 +26,9 @@ def ports(model: onnx.ModelProto, without: Collection[str] = ()) -> list[tuple[s
 
 
 def dims(value: onnx.ValueInfoProto) -> Shape:
-    """A shape: int = fixed, str = named, None = unnamed."""
-    return tuple(dim.dim_value or dim.dim_param or None for dim in value.type.tensor_type.shape.dim)
+    """A shape: int = fixed, str = named, None = unnamed. Some exporters write -1 for an open dim."""
+    found = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.dim_value > 0 else dim.dim_param or None for dim in found)
 
 
 def settled(model: onnx.ModelProto, samples: Samples, rows: int) -> onnx.ModelProto:
