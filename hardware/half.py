@@ -18,6 +18,7 @@ from condensec.hardware.quiet import quiet_third_party
 from condensec.runner import Session
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
     from condensec.runner import Arrays
@@ -73,8 +74,17 @@ def halve(path: Path, feeds: Arrays, reference: Arrays) -> list[str]:
             return [f"the rest stays fp32: {type(error).__name__} while converting"]
     if not after <= _WORSE * before + _SAME:
         return [f"the rest stays fp32: in fp16 outputs are {after:.0%} off, without {before:.0%}"]
-    onnx.save_model(half, path)
+    onnx.save_model(in_order(half), path)
     return ["the rest in fp16"]
+
+
+def in_order(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with its nodes in topological order: the converter appends its Casts at the end."""
+    from condensec.serialized import to_ir, to_proto
+
+    graph = to_ir(model)
+    graph.graph.sort()
+    return to_proto(graph)
 
 
 def _error(values: Arrays, reference: Arrays) -> float:

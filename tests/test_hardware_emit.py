@@ -103,6 +103,7 @@ def test_fp16_halves_the_weights_and_keeps_its_interface(tmp_path: Path) -> None
         residual_cnn(width=32), get("nvidia-t4"), tmp_path / "b", precision="fp16", samples=images()
     )
     assert half.precision == "fp16"
+    onnx.checker.check_model(half.path)  # in topological order, too
     assert half.bytes < 0.6 * plain.bytes
     assert onnx.load(half.path).graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
     assert half.fidelity is not None

@@ -14,6 +14,7 @@ from condensec import io
 from condensec.hardware import int8, rewrite
 from condensec.hardware.emit.ort import depthwise, prepared, scheme
 from condensec.hardware.emit.ort import variants as ort_variants
+from condensec.hardware.half import in_order
 from condensec.hardware.mobile_checks import usability
 from condensec.hardware.quiet import quiet_third_party
 from condensec.runner import Session
@@ -87,6 +88,6 @@ def write_fp16(model: ir.Model, path: Path) -> list[str]:
 
         half = convert_float_to_float16(to_proto(model), keep_io_types=True, disable_shape_infer=False)
         draft = path.with_suffix(".draft")
-        onnx.save_model(half, draft)
+        onnx.save_model(in_order(half), draft)
         draft.replace(path)
     return ["fp16 with float32 inputs and outputs"]
