@@ -89,7 +89,7 @@ def macs(source: Path, samples: Samples) -> int:
         for dim, size in zip(
             value.type.tensor_type.shape.dim, (1, *samples.inputs[value.name].shape[1:]), strict=False
         ):
-            if not dim.HasField("dim_value"):
+            if dim.dim_value <= 0:  # open, however it is written
                 dim.dim_value = size
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     outputs = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.output)}
