@@ -27,7 +27,7 @@ from condensec.sparsity import Sparsity, asked
 from condensec.stages import reorder
 from condensec.stages.cycles import final_cut
 from condensec.stages.job import Job, evidence
-from condensec.stages.kept import Kept
+from condensec.stages.kept import Kept, digest_of
 from condensec.stages.means import Means
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps
@@ -113,8 +113,9 @@ def apply(job: Job, means: Means, steps: Steps, progress: Progress) -> tuple[Pro
             f"--patterns {wanted}: no weight can hold it: {next(iter(left_out.values()), 'there are none')}",
             hint="use unstructured=0.9, or another m",
         )
-    kept = Kept(Path(job.config.output) / "state" / "zeros")
-    stage = Stage(job, means.healer, steps, cut, {**progress.safe.weights, **moved}, progress, kept)
+    base = {**progress.safe.weights, **moved}
+    kept = Kept(Path(job.config.output) / "state" / "zeros", digest_of(base, str(wanted), cut.plan.digest()))
+    stage = Stage(job, means.healer, steps, cut, base, progress, kept)
     make = patterns.get(wanted.name)
 
     def zeros(some: Sequence[Layer], spec: Sparsity) -> dict[str, Zeros]:
