@@ -102,7 +102,7 @@ class Line:
         while True:
             progress = cycles.run_cycles(self.job, self.means, self.steps, self.checkpoints, progress, settle)
             written, again = None, None
-            if self.budgets.timed:  # else nothing could send it back
+            if self.budgets.asked and self.budgets.timed:  # else nothing could send it back
                 written = self.write(progress)
                 again = cycles.corrected(self.job, self.budgets, progress, written.emitted)
             if again is None and not trained:
