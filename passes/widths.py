@@ -105,9 +105,10 @@ class Widths:
             for name in layer.weighted:
                 self._layers.setdefault(name, []).append(layer.id)
         self._nodes: dict[str, list[str]] = {x.id: list(x.weighted) for x in analysis.layers}
+        touched = {name: _atom_ids(analysis, cost) for name, cost in self._costs.items()}
         for group in analysis.groups:
             ids = {a.id for a in group.atoms}
-            self._nodes[group.id] = [n for n, c in self._costs.items() if ids & _atom_ids(analysis, c)]
+            self._nodes[group.id] = [name for name, found in touched.items() if ids & found]
         self._users: dict[str, list[str]] = {}  # what touches each node
         for name, nodes in self._nodes.items():
             for node in nodes:
