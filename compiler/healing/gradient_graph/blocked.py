@@ -21,7 +21,7 @@ import onnx
 
 from condensec.healing.gradient_graph import layout
 from condensec.healing.gradient_graph.convolution import Geometry, kernel_gradient
-from condensec.healing.gradient_graph.kernel import DOMAIN, Kernel, Layout, is_worth
+from condensec.healing.gradient_graph.kernel import Kernel, Layout, is_worth
 from condensec.healing.gradient_graph.writing import Writer, chain
 from condensec.healing.graph import Node
 
@@ -73,7 +73,13 @@ class Blocked:
             channels = self._writer.shapes[name][1]
             source = self._blocked[name]
             chain(
-                self._found, self._writer, "ReorderOutput", source, out=name, domain=DOMAIN, channels=channels
+                self._found,
+                self._writer,
+                "ReorderOutput",
+                source,
+                out=name,
+                domain=layout.DOMAIN,
+                channels=channels,
             )
 
     def _in_blocks(self, name: str) -> str:
@@ -85,7 +91,9 @@ class Blocked:
                 missing = layout.whole(shape[1], self._block) - shape[1]
                 pads = self._writer.ints(0, 0, 0, 0, 0, missing, 0, 0)
                 source = chain(self._found, self._writer, "Pad", name, pads)
-            self._blocked[name] = chain(self._found, self._writer, "ReorderInput", source, domain=DOMAIN)
+            self._blocked[name] = chain(
+                self._found, self._writer, "ReorderInput", source, domain=layout.DOMAIN
+            )
         return self._blocked[name]
 
     def _made(self, name: str) -> str:
@@ -193,7 +201,7 @@ class Blocked:
         group = layout.whole(geometry.groups, self._block) if geometry.is_depthwise else 1
         strides = geometry.strides
         chain(
-            self._found, self._writer, "Conv", *inputs, out=self._made(output), domain=DOMAIN, group=group,
+            self._found, self._writer, "Conv", *inputs, out=self._made(output), domain=layout.DOMAIN, group=group,
             kernel_shape=geometry.kernel, dilations=geometry.dilations, strides=strides, pads=pads,
         )  # fmt: skip
         self.changed += 1

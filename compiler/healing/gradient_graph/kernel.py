@@ -27,7 +27,6 @@ from condensec.healing.gradient_graph import layout
 from condensec.healing.gradient_graph.convolution import Geometry
 from condensec.healing.gradient_graph.writing import Shape, Writer, chain
 
-DOMAIN = "com.microsoft.nchwc"
 _STRIPS = 8  # of an image, at most
 _WASTE = 1.4  # padded work over needed work, at most
 
@@ -119,7 +118,7 @@ class Kernel:
             geometry, plan = self._geometry, self._plan
             steps = [geometry.strides[0], geometry.strides[1] * plan.minor]
             found = self._node(
-                "Conv", self._image(x), given, domain=DOMAIN, kernel_shape=[plan.rows, plan.result[1]],
+                "Conv", self._image(x), given, domain=layout.DOMAIN, kernel_shape=[plan.rows, plan.result[1]],
                 dilations=steps, strides=[1, 1], pads=[0, 0, 0, 0], group=1,
             )  # fmt: skip
             self._weight(found, weight)
