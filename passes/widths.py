@@ -6,7 +6,7 @@ group. Changing one group touches its own nodes only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +80,11 @@ def items_of(analysis: Analysis, grid: Mapping[str, Sequence[int]]) -> list[Item
 def whole(item: Item) -> int:
     """Its count where nothing is cut."""
     return item.size if isinstance(item, Group) else 1
+
+
+def ceilings(items: Iterable[Item], start: Mapping[str, int] | None) -> dict[str, int]:
+    """Counts that are not to be exceeded: of an earlier choice where there is one, else nothing is cut."""
+    return {i.id: min(whole(i), (start or {}).get(i.id, whole(i))) for i in items}
 
 
 def taken_out(analysis: Analysis, counts: Mapping[str, int]) -> tuple[str, ...]:

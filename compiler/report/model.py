@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from condensec import documents
 from condensec.errors import ConfigError
 from condensec.plan import FrozenAxis, Plan
 from condensec.report.codec import decode, encode
@@ -499,15 +500,9 @@ def read_report(path: Path) -> Report:
     Raises:
         ConfigError: the file is missing, isn't JSON, or isn't a report.
     """
-    hint = "give a folder that condensec wrote, or its report.json"
-    try:
-        return Report.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"can't read the report {path}: {error.strerror or error}", hint=hint) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is no report: it isn't JSON", hint=hint) from error
-    except ConfigError as error:
-        raise ConfigError(f"{path} is no report: {error.message}", hint=error.hint or hint) from error
+    return documents.read(
+        path, "report", "give a folder that condensec wrote, or its report.json", Report.from_json
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -61,6 +61,23 @@ class Emitted:
     fallback: str = ""
 
 
+@dataclass(frozen=True)
+class Written:
+    """An accepted model, proven and written for every target, not published yet.
+
+    Attributes:
+        cut: as planned, not healed.
+        healed: the same with healed weights.
+        proven: of the cut.
+        emitted: by target.
+    """
+
+    cut: Cut
+    healed: ir.Model
+    proven: Proven
+    emitted: Mapping[str, Emitted]
+
+
 def feeds_of(job: Job, count: int) -> Feeds:
     """Real inputs for one call of ``count`` samples, or the model's own batch where it is fixed."""
     return job.loaded.signature.call(job.data.splits.calibration, count)

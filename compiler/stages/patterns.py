@@ -19,15 +19,17 @@ from condensec.errors import ConfigError, PostconditionError
 from condensec.hardware.target import Target
 from condensec.passes import patterns
 from condensec.passes.contraction import Place, arrays, places
+from condensec.passes.effects import effects
 from condensec.passes.patterns import Layer, Zeros
 from condensec.passes.prune import with_weights
 from condensec.passes.second_moments import Moments
+from condensec.passes.sensitivity import affordable
 from condensec.report.model import PatternResult, Report
 from condensec.sparsity import Sparsity, asked
 from condensec.stages import reorder
 from condensec.stages.cycles import final_cut
 from condensec.stages.job import Job, evidence
-from condensec.stages.kept import Kept
+from condensec.stages.kept import Kept, digest_of
 from condensec.stages.means import Means
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps
@@ -36,6 +38,7 @@ from condensec.stages.zeros import Stage, by_layer, by_share
 Weights = Mapping[str, npt.NDArray[Any]]
 GUARD = "taken out: the guard"
 NO_SPEED = "no speed gain in onnxruntime: its kernels multiply by zeros like by other numbers"
+EFFECT_SECONDS, LEAST_SAMPLES = 60.0, 4  # for the sensitivity map of zeros
 INDEX_BYTES = 8  # of one place of a sparse ONNX tensor (int64)
 
 
@@ -108,13 +111,16 @@ def apply(job: Job, means: Means, steps: Steps, progress: Progress) -> tuple[Pro
     cut, moved, where = steps.run("permute", reorder.reordered, job, cut, model, wanted)
     model = with_weights(model, moved)
     layers, left_out = _layers(job, model, wanted)
+    if wanted.method == "sensitivity":
+        layers = steps.run("effects", _with_effects, job, model, layers, wanted, steps)
     if not layers:
         raise ConfigError(
             f"--patterns {wanted}: no weight can hold it: {next(iter(left_out.values()), 'there are none')}",
             hint="use unstructured=0.9, or another m",
         )
-    kept = Kept(Path(job.config.output) / "state" / "zeros")
-    stage = Stage(job, means.healer, steps, cut, {**progress.safe.weights, **moved}, progress, kept)
+    base = {**progress.safe.weights, **moved}
+    kept = Kept(Path(job.config.output) / "state" / "zeros", digest_of(base, str(wanted), cut.plan.digest()))
+    stage = Stage(job, means.healer, steps, cut, base, progress, kept)
     make = patterns.get(wanted.name)
 
     def zeros(some: Sequence[Layer], spec: Sparsity) -> dict[str, Zeros]:
@@ -153,6 +159,24 @@ def _layers(job: Job, model: ir.Model, wanted: Sparsity) -> tuple[list[Layer], d
         moments = Moments(model, kept, evidence(job).samples, job.config.jobs)
     weights = arrays(model, kept)
     return [Layer(p, weights[p.weight], moments) for p in kept], skipped
+
+
+def _with_effects(
+    job: Job, model: ir.Model, layers: Sequence[Layer], wanted: Sparsity, steps: Steps
+) -> list[Layer]:
+    """The layers with what the outputs lose by each; on fewer samples where there is much to run."""
+    count = affordable(job.analysis.macs(), len(layers) + 1, EFFECT_SECONDS, LEAST_SAMPLES)
+    few = evidence(job).samples
+    few = few.first(min(count, len(few)))
+    found = effects(
+        model,
+        layers,
+        wanted.share,
+        few,
+        threads=job.config.jobs,
+        tell=lambda share: steps.progress("effects", share),
+    )
+    return [replace(layer, effect=found[layer.place.weight]) for layer in layers]
 
 
 def told(report: Report, outcome: Outcome | None, path: Path) -> Report:

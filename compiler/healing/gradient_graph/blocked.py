@@ -201,8 +201,9 @@ class Blocked:
         group = layout.whole(geometry.groups, self._block) if geometry.is_depthwise else 1
         strides = geometry.strides
         chain(
-            self._found, self._writer, "Conv", *inputs, out=self._made(output), domain=layout.DOMAIN, group=group,
-            kernel_shape=geometry.kernel, dilations=geometry.dilations, strides=strides, pads=pads,
+            self._found, self._writer, "Conv", *inputs, out=self._made(output), domain=layout.DOMAIN,
+            group=group, kernel_shape=geometry.kernel, dilations=geometry.dilations, strides=strides,
+            pads=pads,
         )  # fmt: skip
         self.changed += 1
 
