@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from condensec.terms import Atom, Prod, Sum, Term, Terms
+from condensec.terms import Atom, Prod, Sum, Term, Terms, count_resolved
 
-__all__ = ["Atom", "Axes", "Prod", "Sum", "Term"]
+__all__ = ["Atom", "Axes", "Prod", "Sum", "Term", "count_resolved"]
 
 
 class Axes(Terms):

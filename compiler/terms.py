@@ -190,12 +190,7 @@ class Terms:
 
     def count(self, term: Term, sizes: Mapping[int, int]) -> int:
         """How many indices of an axis stay, given the number of kept units by atom id (absent: all)."""
-        term = self.resolve(term)
-        if isinstance(term, Atom):
-            return sizes.get(term.id, term.size)
-        if isinstance(term, Sum):
-            return sum(self.count(part, sizes) for part in term.parts)
-        return prod(self.count(factor, sizes) for factor in term.factors)
+        return count_resolved(self.resolve(term), sizes)
 
     def units(self, term: Term, atom: Atom) -> npt.NDArray[np.int64]:
         """For each index of an axis the unit of ``atom`` it belongs to, or -1: ``[size]``."""
@@ -210,3 +205,12 @@ class Terms:
             both = np.where(inner[None, :] >= 0, inner[None, :], result[:, None])
             result = both.reshape(-1)
         return result
+
+
+def count_resolved(term: Term, sizes: Mapping[int, int]) -> int:
+    """`Terms.count` of a term that `Terms.resolve` gave, for those who count the same one often."""
+    if isinstance(term, Atom):
+        return sizes.get(term.id, term.size)
+    if isinstance(term, Sum):
+        return sum([count_resolved(part, sizes) for part in term.parts])
+    return prod([count_resolved(factor, sizes) for factor in term.factors])

@@ -84,6 +84,7 @@ def repair(
     threads: int = 0,
     seed: int = 0,
     freeze: str | None = None,
+    most_rows: int = rows.MOST_ROWS,
 ) -> RepairResult:
     """Re-solve a cut student's weights against its original.
 
@@ -95,6 +96,7 @@ def repair(
         threads: for running the models; 0 = all cores.
         seed: of the choice of positions.
         freeze: regular expression; layers in whose name, or in that of their weight, it's found are left.
+        most_rows: positions that one layer is fitted to, at most; fewer are quicker and less exact.
 
     Raises:
         HealError: the models don't fit the samples.
@@ -106,6 +108,7 @@ def repair(
         raise HealError("closed-form repair needs samples")
     run = _Run(originals, cut, batches, plan, threads or _cores(), seed)
     run.freeze = re.compile(freeze) if freeze else None
+    run.most_rows = most_rows
     try:
         run.go()
     finally:
@@ -129,6 +132,7 @@ class _Run:
         self._layers, skipped = find_layers(self._student, graph_outputs(student), plan.slices)
         self._seed = seed
         self.freeze: re.Pattern[str] | None = None
+        self.most_rows = rows.MOST_ROWS
         held = max(1, round(_HELD_OUT * len(batches)))
         self._held = [i >= len(batches) - held for i in range(len(batches))]
         self.changed: dict[str, np.ndarray] = {}
@@ -233,7 +237,8 @@ class _Run:
         theirs = self._teacher.get([layer.target])[layer.target]
         weight = self._used(layer)
         shape = rows.shape_of(layer, weight)
-        chosen = rows.picks(layer, theirs, int(share * rows.wanted_rows(shape)), self._seed + number)
+        wanted = int(share * rows.wanted_rows(shape, self.most_rows))
+        chosen = rows.picks(layer, theirs, wanted, self._seed + number)
         kernel = tuple(weight.shape[2:])
         kept = slice(None) if layer.kept is None else list(layer.kept)
         xs, ys, offsets, held = [], [], [], []

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from condensec.data.side import batch_of, side_inputs
+from condensec.data.side import side_inputs
 from condensec.errors import CondensecError, HealError
-from condensec.healing import budget, features, gradient_graph, losses, targets
+from condensec.healing import budget, features, gradient_graph, losses, parts, targets
 from condensec.healing.augment import resolve
 from condensec.healing.client import Event, Worker, follow
 from condensec.healing.environment import ensure
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from condensec.healing.graph import Graph
 
 Progress = Callable[[float, str], None]  # share of the work done in [0, 1], what is going on
-_VERSION = 2  # of the files in the state folder
+_VERSION = 3  # of the files in the state folder
 
 
 def heal(
@@ -166,11 +166,14 @@ def _prepare(
         begun: when the call began, for the time budget.
     """
     train, validation = given
-    part, batch = _batch_size(models.student, len(train), options)
+    part, batch = parts.sizes(models.student, max(1, min(options.batch, len(train))), options.jobs)
     augment = resolve(options.augment, train, seed=options.seed, batch=batch)
     outputs = targets.shared_outputs(models.student, models.teacher)
     answers, pace = targets.sample(models.teacher, train, outputs, options.jobs)
     training = _training(models, train, answers, options, part)
+    fitting = parts.fitting(models.student, training.model, part)
+    if fitting != part:
+        part, training = fitting, _training(models, train, answers, options, fitting)
     key = budget.job_key(models.path, models.teacher, options, (len(train), len(validation)))
     share = budget.stored(state, key)
     counts = (share.train, share.validation) if share else budget.counts(
@@ -285,19 +288,6 @@ def _request(
         "optimizer": optimizer,
         "state": str(state),
     }
-
-
-def _batch_size(model: onnx.ModelProto, samples: int, options: HealOptions) -> tuple[int, int]:
-    """Samples of one part and of a whole batch: every thread takes a part at a time.
-
-    A model of fixed batch size takes parts of that size, and as many as make up what was asked for.
-    """
-    batch = max(1, min(options.batch, samples))
-    part = batch_of(ports(model))
-    if part is not None:
-        return part, part * max(1, batch // part)
-    lanes = min(max(1, options.jobs), batch)
-    return batch // lanes, batch // lanes * lanes
 
 
 def _fingerprint(

@@ -26,7 +26,7 @@ def together(problems: list[solve.Problem], biases: list[np.ndarray]) -> solve.P
 
 def judged(problem: solve.Problem, matrix: np.ndarray, fits: list[solve.Fit]) -> list[solve.Fit]:
     """Fits with other weights, their error measured anew on the held-out rows."""
-    held = np.flatnonzero(problem.held)
+    held = solve.rows_where(problem.held)
     found = []
     for g, fit in enumerate(fits):
         part = _group(problem, g, matrix)

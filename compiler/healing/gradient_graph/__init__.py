@@ -15,8 +15,9 @@ import onnx
 
 from condensec.healing.gradient_graph import selection, trial
 from condensec.healing.gradient_graph.activation import clip_masks, relu_gradient
-from condensec.healing.gradient_graph.blocked import DOMAIN, Blocked
+from condensec.healing.gradient_graph.blocked import Blocked
 from condensec.healing.gradient_graph.convolution import data_gradient
+from condensec.healing.gradient_graph.layout import DOMAIN
 from condensec.healing.gradient_graph.writing import Shape, Writer
 from condensec.healing.graph import reads
 from condensec.healing.stepper import constant_value
