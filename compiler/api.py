@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condensec.config import Config, configure
-from condensec.inspection import GroupInfo, Inspection, Shapes
 from condensec.plan import Plan, read_plan
+from condensec.stages.inspection import GroupInfo, Inspection, Shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -111,7 +111,7 @@ def inspect(model: str | Path, *, shapes: Shapes | None = None, freeze: str | No
     Raises:
         ModelError: the file can't be read, or its shapes can't be worked out.
     """
-    from condensec.inspection import look
+    from condensec.stages.inspection import look
 
     return look(Path(model), shapes, freeze)
 
