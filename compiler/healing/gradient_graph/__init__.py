@@ -18,6 +18,7 @@ from condensec.healing.gradient_graph.activation import clip_masks, relu_gradien
 from condensec.healing.gradient_graph.blocked import Blocked
 from condensec.healing.gradient_graph.convolution import data_gradient
 from condensec.healing.gradient_graph.layout import DOMAIN
+from condensec.healing.gradient_graph.normalization import layer_gradient
 from condensec.healing.gradient_graph.writing import Shape, Writer
 from condensec.healing.graph import reads
 from condensec.healing.stepper import constant_value
@@ -25,7 +26,7 @@ from condensec.healing.stepper import constant_value
 __all__ = ["improve", "trial"]
 
 Rule = Callable[[onnx.NodeProto, Writer], list[onnx.NodeProto] | None]
-FIRST: dict[str, Rule] = {"ReluGrad": relu_gradient}
+FIRST: dict[str, Rule] = {"ReluGrad": relu_gradient, "LayerNormalizationGrad": layer_gradient}
 Rules = Callable[[list[onnx.NodeProto], Writer], tuple[list[onnx.NodeProto], int]]
 WHOLE: dict[str, Rules] = {"Clip": clip_masks, "GatherGrad": selection.rewrite}
 LAST: dict[str, Rule] = {"ConvGrad": data_gradient}
