@@ -62,7 +62,7 @@ class Target:
         precisions: what can be emitted, in the order to prefer where nothing can be measured.
         hard: precision -> op kind -> multiple below which kernels fall off their fast path (missing: 1).
         grid: step between the channel counts worth considering.
-        blocks: op kind -> channels a kernel computes at once: a part of them costs as much as all (missing: 1).
+        blocks: op kind -> channels a kernel computes at once; a part costs as much as all (missing: 1).
         dialect: file of ``hardware/emit`` that writes for it.
         file_format: extension of the emitted file.
         fixed_shapes: the emitted graph has no dynamic dimension.
