@@ -1,8 +1,9 @@
-"""Reading the JSON files that condensec writes, with one line about one that is none."""
+"""Reading the JSON files that condensec writes, with one line about one that is none; writing texts whole."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,3 +33,21 @@ def read(path: Path, what: str, hint: str, parse: Callable[[Any], T]) -> T:
         raise ConfigError(f"{path} is no {what}: it isn't JSON", hint=hint) from error
     except ConfigError as error:
         raise ConfigError(f"{path} is no {what}: {error.message}", hint=error.hint or hint) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Undecodable bytes of file names are written as escapes.
+
+    Raises:
+        ConfigError: there is no such folder, or nobody may write there.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+        draft.replace(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        draft.unlink(missing_ok=True)
+        raise ConfigError(f"can't write {path}: {error.strerror}", hint="name another file") from error
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

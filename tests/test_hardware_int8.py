@@ -13,7 +13,7 @@ from model_tools import as_constant_nodes, with_batch
 from models import depthwise_se_cnn, residual_cnn, transformer_encoder
 from onnx import TensorProto, helper, numpy_helper
 
-from condensec import config, io
+from condensec import io, settings
 from condensec.data import Samples
 from condensec.errors import ConfigError
 from condensec.hardware import calibration, choosing, emit, quantize, sensitive, work
@@ -111,7 +111,7 @@ def test_masks_of_minus_infinity_dont_count(tmp_path: Path) -> None:
 
 
 def test_the_words_of_the_command_line_are_those_of_the_quantizer() -> None:
-    assert config.CALIBRATIONS == emit.CALIBRATIONS
+    assert settings.CALIBRATIONS == emit.CALIBRATIONS
     with pytest.raises(ConfigError, match="there is no calibration 'magic'"):
         emit.emit(residual_cnn(), elsewhere(), Path("x"), precision="int8", calibrate="magic")
 

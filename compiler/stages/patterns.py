@@ -22,8 +22,8 @@ from condensec.passes.contraction import Place, arrays, places
 from condensec.passes.effects import effects
 from condensec.passes.patterns import Layer, Zeros
 from condensec.passes.prune import with_weights
+from condensec.passes.sampling import affordable
 from condensec.passes.second_moments import Moments
-from condensec.passes.sensitivity import affordable
 from condensec.report.model import PatternResult, Report
 from condensec.sparsity import Sparsity, asked
 from condensec.stages import reorder
