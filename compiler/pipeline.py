@@ -17,7 +17,7 @@ from condensec.passes.sensitivity import Sensitivity
 from condensec.report.model import Report
 from condensec.sparsity import asked
 from condensec.specs import UNIT_PATTERNS
-from condensec.stages import cycles, finish, front, goals, job, map_report, patterns, summary
+from condensec.stages import blocks, cycles, finish, front, goals, job, map_report, patterns, summary
 from condensec.stages.finish import Written
 from condensec.stages.goals import Budgets
 from condensec.stages.heal import Healer
@@ -166,9 +166,8 @@ def _means(
     if not uniform or layers:
         curves = sensitivity(work, order, steps, seconds=seconds, layers=layers, groups=not uniform)
     grid = goals.widths_grid(work)
-    return Means(
-        order, curves, grid, goals.with_least(work, budgets, grid), healer, (*healer.notes, *evidence.notes)
-    )
+    budgets = blocks.timed(work, goals.with_least(work, budgets, grid), grid)
+    return Means(order, curves, grid, budgets, healer, (*healer.notes, *evidence.notes))
 
 
 def _key(work: Job) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from condensec.passes.select import Choice, choose
 from condensec.passes.sensitivity import Sensitivity
 from condensec.passes.widths import Goal, items_of, taken_out, whole
 from condensec.runner import Session
+from condensec.stages.blocks import grids
 from condensec.stages.job import Job
 from condensec.stages.means import Means
 from condensec.stages.state import Progress
@@ -82,14 +84,17 @@ class _Room:
 
 
 def _room(job: Job, means: Means, progress: Progress) -> _Room:
-    """The grid above the highest floor that lets the budgets be met, without vital groups if that can be."""
+    """The grid above the highest floor that lets the budgets be met, without vital groups if that can be.
+
+    Whole blocks come first, where they're what saves time (`condensec.stages.blocks`).
+    """
     goals = tuple(means.budgets.goals(progress.correction))
     start = job.full_counts(progress.best.counts)
-    grid = {name: [1] if name in progress.barred else levels for name, levels in means.grid.items()}
+    every = {name: [1] if name in progress.barred else levels for name, levels in means.grid.items()}
     vital = {g.id for g in job.analysis.groups if _vital(means.sensitivity, g.id)}
-    room = _Room(job, means.sensitivity, goals, grid, start)
+    room = _Room(job, means.sensitivity, goals, every, start)
     for spared in dict.fromkeys((frozenset(vital), frozenset())):
-        for floor in FLOORS:
+        for grid, floor in product(grids(job, means.budgets, every), FLOORS):
             levels = {
                 item.id: _above(
                     grid[item.id], floor and -(-whole(item) // floor), start[item.id], item.id in spared

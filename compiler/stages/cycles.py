@@ -18,7 +18,7 @@ from condensec.passes.prune import Cut, carried, prune, with_weights
 from condensec.passes.select import Choice, choose
 from condensec.passes.widths import Goal, NodeShape, Widths, taken_out
 from condensec.report.model import Cycle
-from condensec.stages import collapse
+from condensec.stages import blocks, collapse
 from condensec.stages.aims import aimed
 from condensec.stages.finish import Emitted
 from condensec.stages.goals import Budgets
@@ -130,7 +130,8 @@ def _choose(job: Job, means: Means, progress: Progress) -> Choice:
     left = sum(have[g.id] for g in job.analysis.groups)
     goals = means.budgets.goals(progress.correction)
     most = None if job.one_shot else max(1, math.ceil(progress.step * left))
-    grid = {name: [n for n in means.grid[name] if n >= progress.aim.get(name, 0)] for name in have}
+    every = blocks.grid_of(job, means.budgets, means.grid, progress.aim)
+    grid = {name: [n for n in every[name] if n >= progress.aim.get(name, 0)] for name in have}
     if any(have[x.id] and not progress.aim.get(x.id, 1) for x in job.layers):
         # layers go first: they are the greatest change, and what is cut inside of them is cut for nothing
         only = {g.id: [have[g.id]] for g in job.analysis.groups}

@@ -198,12 +198,11 @@ class Blocked:
         return True
 
     def _emit(self, geometry: Geometry, inputs: list[str], output: str, pads: list[int]) -> None:
-        group = layout.whole(geometry.groups, self._block) if geometry.is_depthwise else 1
-        strides = geometry.strides
+        groups = layout.whole(geometry.groups, self._block) if geometry.is_depthwise else 1
         chain(
             self._found, self._writer, "Conv", *inputs, out=self._made(output), domain=layout.DOMAIN,
-            group=group, kernel_shape=geometry.kernel, dilations=geometry.dilations, strides=strides,
-            pads=pads,
+            kernel_shape=geometry.kernel, dilations=geometry.dilations, strides=geometry.strides, pads=pads,
+            group=groups,
         )  # fmt: skip
         self.changed += 1
 
