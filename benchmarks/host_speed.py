@@ -2,11 +2,13 @@
 
     python benchmarks/host_speed.py MODELS [--only NAME ...] [--macs 0.5] [--from 0 --count 14]
     python benchmarks/host_speed.py MODELS --beside CUT --only NAME   and CUT/NAME.onnx, cut by another tool
+    python benchmarks/host_speed.py MODELS --by compress              widths that `condensec` itself chooses
 
 For every .onnx in MODELS: find the groups, keep the same share of every group on the target's grid, as
 large as the share of MACs allows, cut, no healing, and time the cut graph against the whole one in pairs
 (`hardware/protocol`: interleaved, one pinned core, bootstrap interval). Weights don't matter for time, so
-any units go. A cut that the grid can't bring down to the share is made as small as it gets.
+any units go. A cut that the grid can't bring down to the share is made as small as it gets. `--by compress`
+runs `condensec --budget macs<=SHARE` instead, without data, healing or guard, and times what it emitted.
 
 - ratio: time of the cut graph over the whole one's, with its 95% interval;
 - beside: of the other tool's graph, and its MACs. Use `--macs` of about that for a fair comparison.
@@ -18,6 +20,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import common
 
@@ -71,14 +74,28 @@ def macs_left(analysis: Analysis, kept: Mapping[str, int]) -> int:
     return analysis.macs(sizes)
 
 
-def examine(path: Path, target: Target, macs: float, beside: Path | None, blocks: bool) -> dict[str, object]:
+def compressed(path: Path, folder: Path, target: Target, macs: float) -> Path:
+    """What `condensec` emits under a budget of MACs."""
+    done = common.condensec(
+        path, folder / path.stem, "--target", target.name, "--budget", f"macs<={macs:g}x", "--heal", "off",
+        "--max-drop", "inf", "--jobs", "1",
+    )  # fmt: skip
+    return done.graph(target.name)
+
+
+def examine(path: Path, target: Target, macs: float, beside: Path | None, options: Any) -> dict[str, object]:
     """One model."""
     row: dict[str, object] = {"model": path.stem}
     feeds = bench.make_feeds(path)
     analysis = analyze(io.load(path), {name: array.shape for name, array in feeds.items()})
-    kept, left = widths(analysis, target, macs, blocks)
+    cut: Any
+    if options.by == "compress":
+        cut = compressed(path, options.output, target, macs)
+        left = analyze(io.load(cut)).macs() / max(1, analysis.macs())
+    else:
+        kept, left = widths(analysis, target, macs, options.whole_blocks)
+        cut = prune(analysis, {name: list(range(count)) for name, count in kept.items()}).model
     row["MACs kept %"] = round(100 * left, 1)
-    cut = prune(analysis, {name: list(range(count)) for name, count in kept.items()}).model
     found = bench.compare(path, cut, feeds, protocol=PROTOCOL)
     row |= {
         "ms": round(1e3 * found.a.seconds, 3),
@@ -102,6 +119,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=None, metavar="NAME")
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--target", default="host")
+    parser.add_argument("--by", choices=("share", "compress"), default="share", help="who chooses widths")
     parser.add_argument(
         "--whole-blocks", action="store_true", help="multiples of the grid, also of small groups"
     )
@@ -113,7 +131,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for path in paths[options.first : options.first + options.count]:
         try:
-            row = examine(path, get(options.target), options.macs, options.beside, options.whole_blocks)
+            row = examine(path, get(options.target), options.macs, options.beside, options)
         except Exception as error:
             row = {
                 "model": path.stem,

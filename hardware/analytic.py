@@ -13,7 +13,7 @@ its bandwidth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,6 +58,21 @@ def formula(target: Target) -> Formula:
     if target.latency == "analytic":
         return Gpu(target.peak, "fp16" if "fp16" in target.peak.fma else "fp32")
     return Cpu(target.peak)
+
+
+def in_blocks(cost: NodeCost, target: Target) -> NodeCost:
+    """A node as the target computes it: channels filled up to whole blocks (an image's few aside)."""
+    if not cost.in_channels or not cost.out_channels:
+        return cost
+    block, groups, ins = target.block(cost.kind), max(1, cost.groups), cost.in_channels
+    outs = ceil(cost.out_channels / block) * block
+    if cost.kind == "depthwise":
+        ins = groups = outs
+    elif groups == 1 and ins >= target.alignment(cost.kind):
+        ins = ceil(ins / block) * block
+    before = cost.out_channels * cost.in_channels / max(1, cost.groups)
+    macs = round(cost.macs * outs * ins / groups / before)
+    return replace(cost, macs=macs, in_channels=ins, out_channels=outs, groups=groups)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ For each way the dialect has to write a precision:
 
 1. ranges of activations by each method of calibration, and the truest graph of them;
 2. if it doesn't keep the guard: the layers that lose most, measured one by one, go back to fp32: one, two,
-   four, ... of them until the guard is kept, then as few as that takes (halving);
+   four, ... of them until the guard is kept, then as few as that takes (halving). How many graphs are
+   tried follows from the model's size, never from the clock, so that the result is always the same;
 3. where the target can be measured: the time against fp32, and again with doubtful layers (depthwise
    convolutions) in fp32; kept is what is fastest, and only if the interval of the ratio is below 1.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +20,8 @@ from types import ModuleType
 from condensec.errors import CondensecError, PostconditionError
 from condensec.hardware import bench
 from condensec.hardware.calibration import METHODS
-from condensec.hardware.emission import Arrays, Fidelity, Recipe, Request, check
-from condensec.hardware.int8 import worst_layers
+from condensec.hardware.emission import CHECKED, Arrays, Fidelity, Recipe, Request, check
+from condensec.hardware.int8 import source_macs, worst_layers
 from condensec.hardware.protocol import Protocol
 
 FILE = "model.onnx"
@@ -30,8 +30,9 @@ QUICK = Protocol(pairs=30, min_seconds=0.5, max_seconds=10.0)
 _AGREEMENT = 0.98  # for "auto" without a guard of the caller's
 _COSINE = 0.99
 _CLEARLY = 0.95  # of the error of minmax: below it another method is worth the difference
-_SEARCHES = 8  # graphs written in search of the layers to leave in fp32
-_SEARCH_SECONDS = 90.0
+_SEARCHES = (3, 8)  # graphs written in search of the layers to leave in fp32, at least and at most
+_SEARCH_MACS = 3e12  # multiply-accumulates of all of them together, some two minutes
+_RUNS = 3  # of every sample a graph is checked on: with rewriting, without, and by the guard
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class Candidate:
     notes: tuple[str, ...]
     fidelity: Fidelity
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def searched(macs: int) -> int:
+    """How many graphs are tried in search of layers to leave in fp32, by multiply-accumulates of a sample."""
+    least, most = _SEARCHES
+    return int(min(most, max(least, _SEARCH_MACS / max(1, macs * CHECKED * _RUNS))))
 
 
 class Search:
@@ -176,10 +183,11 @@ class Search:
         layers = [layer.node for layer in worst_layers(self._request, one.recipe)]
         most = len(layers) - 1 if self._measured else len(layers) // 2
         failed, passed, found = 0, most + 1, None
-        deadline = time.monotonic() + _SEARCH_SECONDS
-        for _ in range(_SEARCHES):
-            count = min(max(1, 2 * failed), most) if found is None else (failed + passed) // 2
-            if not failed < count < passed or time.monotonic() > deadline:
+        searches = searched(source_macs(self._request))
+        step = 2 if searches == _SEARCHES[1] else 4  # few trials take longer strides
+        for _ in range(searches):
+            count = min(max(1, step * failed), most) if found is None else (failed + passed) // 2
+            if not failed < count < passed:
                 break
             reasons = {**one.reasons, **dict.fromkeys(layers[:count], "among those that lose most in int8")}
             candidate = self._write(replace(one.recipe, exclude=tuple(reasons)), reasons)

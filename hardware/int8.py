@@ -12,6 +12,7 @@ from condensec import io
 from condensec.hardware import calibration
 from condensec.hardware.quantize import Scheme, folded, quantize
 from condensec.hardware.sensitive import LayerError, layer_errors
+from condensec.hardware.work import macs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,3 +54,9 @@ def worst_layers(request: Request, recipe: Recipe) -> list[LayerError]:
     path: Path = request.once("int8 source", lambda: Path())
     found = ranges(request, path, recipe.method)
     return layer_errors(path, found, request.samples, exclude=recipe.exclude, threads=request.threads)
+
+
+def source_macs(request: Request) -> int:
+    """Multiply-accumulates of one sample; after `write`."""
+    path: Path = request.once("int8 source", lambda: Path())
+    return macs(path, request.samples)

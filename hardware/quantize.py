@@ -11,6 +11,7 @@ import numpy as np
 
 from condensec.errors import CondensecError, PostconditionError
 from condensec.hardware.quiet import quiet_third_party
+from condensec.hardware.shield import shield
 from condensec.runner import Session
 from condensec.serialized import INLINE_LIMIT
 
@@ -38,6 +39,7 @@ class Scheme:
         reduce_range: 7-bit weights.
         inputs_only: quantize what weighted nodes read, not what they write, so that an activation after them
             can be fused (TensorRT).
+        shielded: keep onnxruntime from quantizing what was left in fp32 (`condensec.hardware.shield`).
     """
 
     activations: str = "u8"
@@ -47,6 +49,7 @@ class Scheme:
     exclude: tuple[str, ...] = ()
     reduce_range: bool = False
     inputs_only: bool = False
+    shielded: bool = False
 
 
 def already_quantized(model: ir.Model) -> int:
@@ -172,6 +175,8 @@ def quantize(source: Path, out: Path, ranges: Mapping[str, tuple[float, float]],
         if not any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
             raise PostconditionError("there is nothing in the graph that onnxruntime's quantizer takes")
         assert isinstance(proto, onnx.ModelProto)
+        if scheme.shielded and opset_of(proto) >= PER_CHANNEL_OPSET:
+            shield(proto)
         _save(proto, out, sum(len(t.raw_data) for t in proto.graph.initializer) > INLINE_LIMIT)
 
 

@@ -62,6 +62,7 @@ class Target:
         precisions: what can be emitted, in the order to prefer where nothing can be measured.
         hard: precision -> op kind -> multiple below which kernels fall off their fast path (missing: 1).
         grid: step between the channel counts worth considering.
+        blocks: op kind -> channels a kernel computes at once; a part costs as much as all (missing: 1).
         dialect: file of ``hardware/emit`` that writes for it.
         file_format: extension of the emitted file.
         fixed_shapes: the emitted graph has no dynamic dimension.
@@ -91,10 +92,13 @@ class Target:
     needs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     table: str = ""
+    blocks: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checks = (
             (self.grid >= 1, f"grid is {self.grid}, it has to be at least 1"),
+            (set(self.blocks) <= set(KINDS), f"blocks are given per kind of operator, of {KINDS}"),
+            (min(self.blocks.values(), default=1) >= 1, "a block has at least 1 channel"),
             (
                 set(self.precisions) <= set(PRECISIONS) and self.precisions,
                 f"precisions are among {PRECISIONS}",
@@ -118,6 +122,10 @@ class Target:
     def alignment(self, kind: str = "conv", precision: str = "fp32") -> int:
         """The multiple channel counts of this kind of op should keep; 1 = any count is as good."""
         return int(self.hard.get(precision, {}).get(kind, 1))
+
+    def block(self, kind: str = "conv") -> int:
+        """Channels that kernels of this kind compute at once; 1 = each by itself."""
+        return int(self.blocks.get(kind, 1))
 
     def levels(
         self, size: int, kind: str = "conv", precision: str = "fp32", align: int | None = None
@@ -168,6 +176,7 @@ class Target:
         """Plain data for reports and ``condensec targets --json``."""
         doc: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         doc["hard"] = {precision: dict(kinds) for precision, kinds in self.hard.items()}
+        doc["blocks"] = dict(self.blocks)
         doc["peak"] = {f.name: getattr(self.peak, f.name) for f in fields(Peak)}
         doc["peak"]["fma"] = dict(self.peak.fma)
         doc["table"] = Path(self.table).name

@@ -12,6 +12,7 @@ from condensec.healing.legalize.conv import explicit_pads
 
 _FLOPS = 2.5e9  # multiply-adds of the normal equations of one layer: about a tenth of a second
 _BYTES = 1 << 28  # of the rows of one layer
+MOST_ROWS = 30_000  # of one layer
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,17 @@ def from_matrix(layer: Layer, matrix: np.ndarray, like: np.ndarray) -> np.ndarra
     return np.ascontiguousarray(matrix[0].T if turned else matrix[0], np.float32)
 
 
-def wanted_rows(shape: Shape) -> int:
-    """How many rows to take: well above the number of features, within time and memory."""
+def wanted_rows(shape: Shape, most: int = MOST_ROWS) -> int:
+    """How many rows to take: well above the number of features, within time and memory.
+
+    Args:
+        shape: of the layer.
+        most: of any layer; one with many features takes twice as many as it has all the same.
+    """
     width = shape.features * shape.groups
     by_time = _FLOPS / (shape.features * width)
     by_size = _BYTES / 4 / width
-    return int(min(max(by_time, 8 * shape.features), by_size, 30_000))
+    return int(min(max(by_time, 8 * shape.features), by_size, max(most, 2 * shape.features)))
 
 
 def picks(layer: Layer, y: list[np.ndarray], rows: int, seed: int) -> list[np.ndarray]:

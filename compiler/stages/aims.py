@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
@@ -18,11 +19,12 @@ from condensec.data import Samples
 from condensec.errors import HealError
 from condensec.passes.allocate import allocate, weighted
 from condensec.passes.fidelity import output_error
-from condensec.passes.prune import prune, with_weights
+from condensec.passes.prune import Cut, prune, with_weights
 from condensec.passes.select import Choice, choose
 from condensec.passes.sensitivity import Sensitivity
 from condensec.passes.widths import Goal, items_of, taken_out, whole
 from condensec.runner import Session
+from condensec.stages.blocks import grids
 from condensec.stages.job import Job
 from condensec.stages.means import Means
 from condensec.stages.state import Progress
@@ -34,6 +36,7 @@ SPREAD = 0.7  # of the logarithm of a factor
 SUBSET = 4  # one in so many factors changes at a time
 LAYERS = (0.25, 4.0)  # factors of all layers together: what many of them lose isn't what each of them does
 REPAIR_SAMPLES, LOSS_SAMPLES = 64, 128
+REPAIR_ROWS = 4000  # positions a layer is fitted to: enough to tell choices apart, in a third of the time
 SEARCH_SECONDS = 20.0  # by the size of the model, never by the clock
 SEARCH_SHARE = 0.1  # of the minutes that healing may take
 TRIED_PER_SECOND = 4e9  # multiply-accumulates of the uncut model, repair included; a cautious figure,
@@ -81,14 +84,17 @@ class _Room:
 
 
 def _room(job: Job, means: Means, progress: Progress) -> _Room:
-    """The grid above the highest floor that lets the budgets be met, without vital groups if that can be."""
+    """The grid above the highest floor that lets the budgets be met, without vital groups if that can be.
+
+    Whole blocks come first, where they're what saves time (`condensec.stages.blocks`).
+    """
     goals = tuple(means.budgets.goals(progress.correction))
     start = job.full_counts(progress.best.counts)
-    grid = {name: [1] if name in progress.barred else levels for name, levels in means.grid.items()}
+    every = {name: [1] if name in progress.barred else levels for name, levels in means.grid.items()}
     vital = {g.id for g in job.analysis.groups if _vital(means.sensitivity, g.id)}
-    room = _Room(job, means.sensitivity, goals, grid, start)
+    room = _Room(job, means.sensitivity, goals, every, start)
     for spared in dict.fromkeys((frozenset(vital), frozenset())):
-        for floor in FLOORS:
+        for grid, floor in product(grids(job, means.budgets, every), FLOORS):
             levels = {
                 item.id: _above(
                     grid[item.id], floor and -(-whole(item) // floor), start[item.id], item.id in spared
@@ -167,11 +173,14 @@ class _Search:
         model = cut.model
         if self.means.healer.closed_form:
             with contextlib.suppress(HealError):  # as it is, then
-                model = with_weights(model, self.means.healer.repair(cut, {}, self.repair).weights)
+                model = with_weights(model, self._repaired(cut))
         outputs = Session(model, threads=job.config.jobs).run_samples(self.judged)
         found = output_error(self.reference, outputs)
         self.losses[self._key(counts)] = found
         return found
+
+    def _repaired(self, cut: Cut) -> Mapping[str, np.ndarray]:
+        return self.means.healer.repair(cut, {}, self.repair, most_rows=REPAIR_ROWS).weights
 
     def _key(self, counts: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(counts[name] for name in sorted(counts))

@@ -48,11 +48,13 @@ class Budgets:
         limits: one for each budget, and for latency one for each target.
         asked: False where the user gave none and the default goal is used.
         least: what each limit's sum comes to at the smallest widths there are; empty = not known.
+        implied: goals that go with the budgets without being asked for (`condensec.stages.blocks`).
     """
 
     limits: tuple[Limit, ...]
     asked: bool
     least: Mapping[str, float] = field(default_factory=dict)
+    implied: tuple[Goal, ...] = ()
 
     @property
     def timed(self) -> bool:
@@ -61,7 +63,10 @@ class Budgets:
 
     def goals(self, correction: Mapping[str, float]) -> list[Goal]:
         """Goals for the optimiser; ``correction`` is measured over predicted share, by limit."""
-        return [Goal(x.key, x.cost, x.limit / correction.get(x.key, 1.0)) for x in self.reachable(correction)]
+        asked = [
+            Goal(x.key, x.cost, x.limit / correction.get(x.key, 1.0)) for x in self.reachable(correction)
+        ]
+        return [*asked, *self.implied]
 
     def reachable(self, correction: Mapping[str, float]) -> list[Limit]:
         """The limits to aim at: one target's that no width reaches doesn't have the others cut in vain."""
@@ -74,7 +79,7 @@ class Budgets:
 
     def latency_share(self, choice: Choice, correction: Mapping[str, float]) -> float | None:
         """Predicted share of the first target's latency that is left."""
-        for limit, total in zip(self.reachable(correction), choice.totals, strict=True):
+        for limit, total in zip(self.reachable(correction), choice.totals, strict=False):  # implied ones last
             if limit.target:
                 return total / limit.dense * correction.get(limit.key, 1.0) if limit.dense else None
         return None

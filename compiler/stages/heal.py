@@ -19,6 +19,7 @@ from condensec.errors import ModelError
 from condensec.healing import HealOptions, HealResult, closed_form, environment, heal
 from condensec.healing.augment import resolve as resolve_augment
 from condensec.healing.qdq import as_stored, integer_weights, with_float_weights
+from condensec.healing.rows import MOST_ROWS
 from condensec.passes.prune import Cut, with_weights
 from condensec.sparsity import asked
 from condensec.specs import parse_heal, parse_losses
@@ -164,7 +165,9 @@ class Healer:
         zeros = self.spec.of_stack("zeros", ZEROS) if asked(self._job.config.patterns) is not None else 0.0
         return float(zeros) + self._for_quantized
 
-    def repair(self, cut: Cut, weights: Weights, samples: Samples | None = None) -> Healed:
+    def repair(
+        self, cut: Cut, weights: Weights, samples: Samples | None = None, *, most_rows: int = MOST_ROWS
+    ) -> Healed:
         """Closed form: least squares on calibration activations (or on others) against the original."""
         student = with_weights(cut.model, weights)
         samples = samples or self._job.data.splits.calibration.first(REPAIR_SAMPLES)
@@ -176,6 +179,7 @@ class Healer:
                 samples,
                 cut.plan,
                 freeze=self.spec.options.get("freeze"),
+                most_rows=most_rows,
             )
         return Healed(dict(result.weights), how="closed-form")
 

@@ -79,8 +79,8 @@ def prepared(source: ir.Model) -> tuple[ir.Model, list[str]]:
 def scheme(recipe: Recipe, activations: str) -> Scheme:
     """The quantization scheme of a variant."""
     if recipe.variant == INPUTS:
-        return Scheme(activations=activations, ops=WEIGHTED, inputs_only=True)
-    return Scheme(activations=activations)
+        return Scheme(activations=activations, ops=WEIGHTED, inputs_only=True, shielded=True)
+    return Scheme(activations=activations, shielded=True)
 
 
 def _source(request: Request) -> ir.Model:

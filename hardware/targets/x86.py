@@ -37,6 +37,7 @@ def _x86(
         dialect="ort",
         latency="table",
         grid=grid,
+        blocks={"conv": grid, "depthwise": grid},
         hard=hard,
         peak=peak,
         notes=("fp16 only adds Cast nodes on x86 CPUs, so it isn't offered",),

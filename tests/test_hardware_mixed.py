@@ -1,0 +1,112 @@
+"""int8 graphs with layers in fp32: they stay in fp32, and the search for them is bounded by work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from condensec import io
+from condensec.data import Samples
+from condensec.hardware import choosing, emit, sensitive
+from condensec.hardware.calibration import observe, ranges
+from condensec.hardware.quantize import Scheme, folded, quantize
+from condensec.hardware.shield import shield
+from condensec.hardware.target import get
+from condensec.runner import Session
+
+CHANNELS = 16
+
+
+def uneven(op: str = "Conv") -> onnx.ModelProto:
+    """Three layers of outputs from 0 to 1; in the middle, one channel's weights are 300 times the others'."""
+    rng = np.random.default_rng(0)
+    shape = (CHANNELS, CHANNELS, 1, 1) if op == "Conv" else (CHANNELS, CHANNELS)
+    weights = {f"w{i}": (0.3 * rng.standard_normal(shape)).astype(np.float32) for i in range(3)}
+    weights["w1"][(0,) if op == "Conv" else (slice(None), 0)] *= 300
+    nodes, last = [], "x"
+    for i in range(3):
+        nodes.append(helper.make_node(op, [last, f"w{i}"], [f"a{i}"], name=f"layer{i}"))
+        nodes.append(helper.make_node("Clip", [f"a{i}", "zero", "top"], [f"y{i}"], name=f"clip{i}"))
+        last = f"y{i}"
+    values = {**weights, "zero": np.float32(0), "top": np.float32(1)}
+    shapes = ["N", CHANNELS, 8, 8] if op == "Conv" else ["N", CHANNELS]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shapes)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, shapes)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def inputs(op: str = "Conv") -> Samples:
+    shape = (32, CHANNELS, 8, 8) if op == "Conv" else (512, CHANNELS)
+    return Samples({"x": np.random.default_rng(1).standard_normal(shape).astype(np.float32)})
+
+
+def written(op: str, folder: Path, *, shielded: bool) -> Path:
+    """The model in int8 but for the layer in the middle."""
+    source = folded(io.load(_saved(uneven(op), folder)), folder / "folded.onnx")
+    found = ranges(observe(source, inputs(op)), "minmax")
+    quantize(source, folder / "q.onnx", found, Scheme(exclude=("layer1",), shielded=shielded))
+    return folder / "q.onnx"
+
+
+def _saved(model: onnx.ModelProto, folder: Path) -> Path:
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def error(op: str, path: Path, optimize: bool) -> float:
+    wanted = Session(uneven(op)).run_samples(inputs(op))
+    return sensitive.relative_error(wanted, Session(path, optimize=optimize).run_samples(inputs(op)))
+
+
+@pytest.mark.parametrize("op", ["Conv", "Gemm"])
+def test_a_layer_left_in_fp32_is_not_quantized_by_the_runtime(tmp_path: Path, op: str) -> None:
+    path = written(op, tmp_path, shielded=True)
+    assert error(op, path, True) < 0.01
+    assert error(op, path, True) == pytest.approx(error(op, path, False), rel=0.2)
+    held = {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    assert held["w1"] == TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("op", ["Conv", "Gemm"])
+def test_without_a_shield_the_runtime_gives_it_one_scale(tmp_path: Path, op: str) -> None:
+    path = written(op, tmp_path, shielded=False)
+    assert error(op, path, False) < 0.01
+    assert error(op, path, True) > 0.1
+
+
+def test_a_shield_changes_no_number(tmp_path: Path) -> None:
+    path = written("Conv", tmp_path, shielded=False)
+    proto = onnx.load(path)
+    before = Session(path, optimize=False).run_samples(inputs())
+    assert shield(proto) == 1
+    assert shield(proto) == 0
+    after = Session(proto, optimize=False).run_samples(inputs())
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+    read = {name for node in proto.graph.node for name in node.input} | {o.name for o in proto.graph.output}
+    unread = [n.name for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.output[0] not in read]
+    assert not unread
+
+
+def test_emitted_graphs_are_shielded_where_onnxruntime_runs_them(tmp_path: Path) -> None:
+    def accept(path: Path) -> bool:
+        return error("Conv", path, True) < 0.01
+
+    target = replace(get("x86-vnni"), name="elsewhere", latency="analytic", isa="avx512_vnni")
+    one = emit.emit(uneven(), target, tmp_path, precision="int8", samples=inputs(), accept=accept)
+    assert one.precision == "int8"
+    assert accept(one.path)
+
+
+@pytest.mark.parametrize(("macs", "tried"), [(1, 8), (10**9, 8), (4 * 10**9, 3), (10**12, 3)])
+def test_the_search_for_layers_is_bounded_by_work(macs: int, tried: int) -> None:
+    assert choosing.searched(macs) == tried
