@@ -11,19 +11,18 @@ neither reliable nor harmless, and never set here; denormal *weights* are flushe
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from condensec.data.side import batch_of, dim_of, sample_axis, single_call
-from condensec.errors import CondensecError, DataError, PostconditionError
+from condensec.data.side import batch_of, sample_axis, single_call
+from condensec.errors import CondensecError, DataError
+from condensec.ports import Port, check_fit, concatenate, pad, port_of, ranked, trim
 from condensec.runtime_errors import raise_load_error, raise_run_error
 from condensec.serialized import add_outputs, locate
 
@@ -43,20 +42,6 @@ _LEVELS = {
     "basic": "ORT_ENABLE_BASIC",
     "disabled": "ORT_DISABLE_ALL",
 }
-_DTYPES = {
-    "float": np.float32,
-    "double": np.float64,
-    "float16": np.float16,
-    "int8": np.int8,
-    "int16": np.int16,
-    "int32": np.int32,
-    "int64": np.int64,
-    "uint8": np.uint8,
-    "uint16": np.uint16,
-    "uint32": np.uint32,
-    "uint64": np.uint64,
-    "bool": np.bool_,
-}
 
 
 class HasInputs(Protocol):
@@ -65,21 +50,6 @@ class HasInputs(Protocol):
     @property
     def inputs(self) -> Arrays:
         """Arrays by graph-input name."""
-
-
-@dataclass(frozen=True)
-class Port:
-    """One graph input or output as onnxruntime sees it.
-
-    Attributes:
-        name: the value's name.
-        dtype: numpy dtype; None for types numpy doesn't know (bfloat16, sequences, strings).
-        shape: int = fixed, str = named dynamic, None = unnamed dynamic; () also when the rank is unknown.
-    """
-
-    name: str
-    dtype: np.dtype[Any] | None
-    shape: tuple[int | str | None, ...]
 
 
 class Session:
@@ -140,12 +110,12 @@ class Session:
             raise_load_error(error, self._label)
         self._quiet = ort.RunOptions()
         self._quiet.log_severity_level = _FATAL
-        self.inputs: tuple[Port, ...] = tuple(_port(arg) for arg in self._raw.get_inputs())
-        self.outputs: tuple[Port, ...] = tuple(_port(arg) for arg in self._raw.get_outputs())
+        self.inputs: tuple[Port, ...] = tuple(port_of(arg) for arg in self._raw.get_inputs())
+        self.outputs: tuple[Port, ...] = tuple(port_of(arg) for arg in self._raw.get_outputs())
         self._by_name = {port.name: port for port in self.inputs}
-        ranked = _ranked(source) if any(not port.shape for port in self.inputs) else set()
+        known = ranked(source) if any(not port.shape for port in self.inputs) else set()
         own = self.outputs if not extra_outputs else [p for p in self.outputs if p.name not in extra_outputs]
-        self.ports = [(p.name, p.shape, bool(p.shape) or p.name in ranked) for p in self.inputs]
+        self.ports = [(p.name, p.shape, bool(p.shape) or p.name in known) for p in self.inputs]
         self._sample_axis = {p.name: sample_axis(self.ports, p.shape) for p in own}
 
     def _prepare(self, model: ModelSource, extra: tuple[str, ...], options: Any) -> str | bytes:
@@ -233,11 +203,11 @@ class Session:
             valid = min(size, count - start)
             feeds = {name: array[start : start + valid] for name, array in arrays.items()}
             if fixed is not None and valid < size:
-                feeds = {name: _pad(array, size) for name, array in feeds.items()}
+                feeds = {name: pad(array, size) for name, array in feeds.items()}
             rows = size if fixed is not None else valid
             for name, value in self.run(feeds, outputs).items():
-                parts.setdefault(name, []).append(_trim(self.by_sample(name, value), rows, valid))
-        return {name: _concatenate(name, values) for name, values in parts.items()}
+                parts.setdefault(name, []).append(trim(self.by_sample(name, value), rows, valid))
+        return {name: concatenate(name, values) for name, values in parts.items()}
 
     def by_sample(self, name: str, value: np.ndarray) -> np.ndarray:
         """An output with samples along axis 0; see `condensec.data.side.sample_axis`."""
@@ -280,7 +250,7 @@ class Session:
             array = feeds.get(port.name)
             if array is None:
                 raise DataError(f"{self._label}: input '{port.name}' isn't among the arrays {sorted(feeds)}")
-            _check_fit(port, array)
+            check_fit(port, array)
             checked[port.name] = np.ascontiguousarray(array) if array.ndim else np.asarray(array)
         return checked
 
@@ -297,57 +267,3 @@ def available_providers() -> tuple[str, ...]:
     import onnxruntime as ort
 
     return tuple(ort.get_available_providers())
-
-
-def _port(arg: Any) -> Port:
-    match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
-    dtype = _DTYPES.get(match.group(1)) if match else None
-    return Port(arg.name, None if dtype is None else np.dtype(dtype), tuple(map(dim_of, arg.shape)))
-
-
-def _ranked(source: str | bytes) -> set[str]:
-    """Inputs whose rank the model states: onnxruntime gives the same shape for a scalar and for no shape."""
-    import onnx
-
-    try:
-        if isinstance(source, bytes):
-            proto = onnx.load_model_from_string(source)
-        else:
-            proto = onnx.load(source, load_external_data=False)
-    except Exception:  # onnxruntime's own format
-        return set()
-    return {value.name for value in proto.graph.input if value.type.tensor_type.HasField("shape")}
-
-
-def _check_fit(port: Port, array: np.ndarray) -> None:
-    if port.dtype is not None and array.dtype != port.dtype:
-        raise DataError(f"array '{port.name}' is {array.dtype}, the model wants {port.dtype}")
-    fits = len(array.shape) == len(port.shape) and all(
-        not isinstance(want, int) or want == have for want, have in zip(port.shape, array.shape, strict=True)
-    )
-    if port.shape and not fits:
-        wanted = "x".join("?" if d is None else str(d) for d in port.shape)
-        found = "x".join(map(str, array.shape)) or "scalar"
-        raise DataError(f"array '{port.name}' has shape {found}, the model wants {wanted}")
-
-
-def _pad(array: np.ndarray, rows: int) -> np.ndarray:
-    return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
-
-
-def _trim(value: Any, rows: int, valid: int) -> np.ndarray:
-    array = np.atleast_1d(np.asarray(value))
-    if np.ndim(value) and len(array) and len(array) % rows == 0:
-        return array[: len(array) // rows * valid]
-    return array
-
-
-def _concatenate(name: str, values: list[np.ndarray]) -> np.ndarray:
-    try:
-        return np.concatenate(values)
-    except ValueError as error:
-        shapes = sorted({value.shape[1:] for value in values})
-        raise PostconditionError(
-            f"output '{name}' changes its shape from call to call {shapes}, so it can't be collected",
-            node=name,
-        ) from error

@@ -8,8 +8,9 @@ from condensec.passes.prune import prune
 from condensec.report.model import Report, group_summaries
 from condensec.stages.job import Job
 from condensec.stages.means import Means
+from condensec.stages.sections import figures
 from condensec.stages.steps import Steps
-from condensec.stages.summary import figures, started
+from condensec.stages.summary import started
 
 
 def analyzed(job: Job, means: Means, steps: Steps) -> Report:
