@@ -11,7 +11,7 @@ All methods look at one and the same set of values, so trying them all costs one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,11 +39,13 @@ class Values:
     Attributes:
         low, high: least and largest value of all.
         sample: some of the values, drawn at random.
+        means: of each channel (entry of the second axis); None where there is no such axis.
     """
 
     low: float
     high: float
     sample: NDArray[np.float32]
+    means: NDArray[np.float64] | None = None
 
     def range(self, method: str) -> tuple[float, float]:
         """What 8 bits should cover; always holds zero."""
@@ -105,12 +107,16 @@ def observe(source: Path, samples: Samples, threads: int = 1) -> dict[str, Value
     made = [port.name for port in session.outputs if port.dtype == np.float32]
     found: dict[str, list[NDArray[np.float32]]] = {}
     ends: dict[str, tuple[float, float]] = {}
+    means: dict[str, list[NDArray[np.float64]]] = {}
     count, rng = min(len(samples), SAMPLES), np.random.default_rng(0)
     for feeds in _calls(session, samples, made):
         share = max(1, _KEPT * len(next(iter(feeds.values()))) // count)
         values = {**{name: feeds[name] for name in given}, **session.run(feeds, made)}
         for name, value in values.items():
             array = np.asarray(value).reshape(-1)
+            if array.size and value.ndim > 1:
+                axes = (0, *range(2, value.ndim))
+                means.setdefault(name, []).append(np.asarray(value).mean(axis=axes, dtype=np.float64))
             if array.size and not np.isfinite(array.min() + array.max()):
                 array = array[np.isfinite(array)]  # masks hold minus infinity
             if not array.size:
@@ -121,7 +127,18 @@ def observe(source: Path, samples: Samples, threads: int = 1) -> dict[str, Value
             # at random: even steps might fall on the same channel again and again
             picked = array if array.size <= share else array[rng.integers(0, array.size, share)]
             found.setdefault(name, []).append(picked.copy())
-    return {name: Values(*ends[name], np.concatenate(parts)) for name, parts in found.items()}
+    return {
+        name: Values(*ends[name], np.concatenate(parts), _mean(means.get(name, ())))
+        for name, parts in found.items()
+    }
+
+
+def _mean(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64] | None:
+    """The mean of all calls' means, which are of equally many samples; None where shapes or values forbid."""
+    if not parts or len({part.shape for part in parts}) > 1:
+        return None
+    mean: NDArray[np.float64] = np.mean(parts, axis=0)
+    return mean if np.isfinite(mean).all() else None
 
 
 def computed(source: Path) -> list[str]:

@@ -7,7 +7,8 @@ For each way the dialect has to write a precision:
    four, ... of them until the guard is kept, then as few as that takes (halving). How many graphs are
    tried follows from the model's size, never from the clock, so that the result is always the same;
 3. where the target can be measured: the time against fp32, and again with doubtful layers (depthwise
-   convolutions) in fp32; kept is what is fastest, and only if the interval of the ratio is below 1.
+   convolutions) in fp32; kept is what is fastest, and only if the interval of the ratio is below 1. Where
+   another x86 level can only be stood in for, "auto" takes what is faster even with the target's handicap.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from condensec.hardware.calibration import METHODS
 from condensec.hardware.emission import CHECKED, Arrays, Fidelity, Recipe, Request, check
 from condensec.hardware.int8 import source_macs, worst_layers
 from condensec.hardware.protocol import Protocol
+from condensec.hardware.stand_in import int8_penalty
 
 FILE = "model.onnx"
 Accept = Callable[[Path], bool]
@@ -118,11 +120,28 @@ class Search:
             for variant in self._variants(precision):
                 for one in self._candidates(precision, variant, guarded):
                     if not self._measured:
+                        if self._slower_there(base, one):
+                            continue
                         return one
                     ratio = self._faster(base, one)
                     if ratio is not None and ratio < best_ratio:
                         best, best_ratio = one, ratio
         return best
+
+    def _slower_there(self, base: Candidate, one: Candidate) -> bool:
+        """Whether int8 is likely slower than fp32 on a target that this machine can only stand in for."""
+        penalty = int8_penalty(self._request.target) if self._request.choosy else None
+        if penalty is None or one.recipe.precision != "int8":
+            return False
+        ratio = self._time(base, one).ratio
+        if ratio * penalty < 1:
+            return False
+        name = self._request.target.name
+        why = (
+            f"{ratio:.2f}x the time of fp32 here, which comes to {ratio * penalty:.2f}x on {name} (modelled)"
+        )
+        self._left_out(one.recipe, why)
+        return True
 
     @property
     def _measured(self) -> bool:

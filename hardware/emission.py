@@ -41,6 +41,7 @@ class Request:
         calibrate: how ranges of activations are found, of `condensec.hardware.calibration.METHODS`, or
             "auto": all are tried, and the truest is taken.
         scratch: folder for what lasts as long as the request.
+        choosy: a precision is only wanted if it's likely faster, as with "auto".
     """
 
     model: ir.Model
@@ -49,6 +50,7 @@ class Request:
     threads: int = 1
     calibrate: str = "auto"
     scratch: Path | None = None
+    choosy: bool = False
     _found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: str, find: Callable[[], T]) -> T:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condensec import io
-from condensec.hardware import calibration
-from condensec.hardware.quantize import Scheme, folded, quantize
+from condensec.hardware import bias, calibration
+from condensec.hardware.quantize import PER_CHANNEL_OPSET, Scheme, folded, opset_of, quantize
 from condensec.hardware.sensitive import LayerError, layer_errors
 from condensec.hardware.work import macs
 
@@ -38,22 +38,44 @@ def source_graph(request: Request, make: Callable[[], ir.Model]) -> ir.Model:
 
 def ranges(request: Request, path: Path, method: str) -> dict[str, tuple[float, float]]:
     """What 8 bits should cover of every activation, by one of the methods of `calibration`."""
-    values = request.once("int8 values", lambda: calibration.observe(path, request.samples, request.threads))
+    values = _values(request, path)
     return request.once(f"int8 ranges {method}", lambda: calibration.ranges(values, method))
+
+
+def _values(request: Request, path: Path) -> dict[str, calibration.Values]:
+    return request.once("int8 values", lambda: calibration.observe(path, request.samples, request.threads))
+
+
+def _shifts(request: Request, path: Path) -> dict[str, bias.Array]:
+    """What rounding the weights does to each layer's outputs on average."""
+
+    def find() -> dict[str, bias.Array]:
+        import onnx
+
+        proto = onnx.load_model(path)
+        values = _values(request, path)
+        means = {name: one.means for name, one in values.items() if one.means is not None}
+        return bias.shifts(proto, means, opset_of(proto) >= PER_CHANNEL_OPSET)
+
+    return request.once("int8 shifts", find)
 
 
 def write(request: Request, make: Callable[[], ir.Model], recipe: Recipe, scheme: Scheme, path: Path) -> None:
     """Write a graph as a recipe says; ``scheme`` is what the dialect wants."""
     folded_path = source(request, make)
     found = ranges(request, folded_path, recipe.method)
-    quantize(folded_path, path, found, replace(scheme, exclude=(*scheme.exclude, *recipe.exclude)))
+    wanted = replace(scheme, exclude=(*scheme.exclude, *recipe.exclude))
+    quantize(folded_path, path, found, wanted, _shifts(request, folded_path))
 
 
 def worst_layers(request: Request, recipe: Recipe) -> list[LayerError]:
     """Layers of a recipe's graph by what they lose in int8, the worst first; after `write`."""
     path: Path = request.once("int8 source", lambda: Path())
     found = ranges(request, path, recipe.method)
-    return layer_errors(path, found, request.samples, exclude=recipe.exclude, threads=request.threads)
+    return layer_errors(
+        path, found, request.samples, exclude=recipe.exclude, threads=request.threads,
+        shifts=_shifts(request, path),
+    )  # fmt: skip
 
 
 def source_macs(request: Request) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from condensec.errors import CondensecError, PostconditionError
+from condensec.hardware.bias import Array, correct
 from condensec.hardware.quiet import quiet_third_party
 from condensec.hardware.shield import shield
 from condensec.runner import Session
@@ -147,7 +148,13 @@ def _rename_uses(graph: onnx.GraphProto, renamed: Mapping[str, str], *, outputs:
                     value.name = value.name if value.name in own else renamed.get(value.name, value.name)
 
 
-def quantize(source: Path, out: Path, ranges: Mapping[str, tuple[float, float]], scheme: Scheme) -> None:
+def quantize(
+    source: Path,
+    out: Path,
+    ranges: Mapping[str, tuple[float, float]],
+    scheme: Scheme,
+    shifts: Mapping[str, Array] | None = None,
+) -> None:
     """Write a QDQ graph.
 
     Args:
@@ -155,6 +162,7 @@ def quantize(source: Path, out: Path, ranges: Mapping[str, tuple[float, float]],
         out: the file to write.
         ranges: least and largest value of every activation that may be quantized.
         scheme: how.
+        shifts: what to take off the biases of quantized layers (`condensec.hardware.bias`).
 
     Raises:
         PostconditionError: the quantizer failed.
@@ -163,7 +171,7 @@ def quantize(source: Path, out: Path, ranges: Mapping[str, tuple[float, float]],
 
     with quiet_third_party():
         try:
-            quantizer = _quantizer(source, ranges, scheme)
+            quantizer = _quantizer(source, ranges, scheme, shifts or {})
             quantizer.quantize_model()
             quantizer.model.topological_sort()
             proto = quantizer.model.model
@@ -180,7 +188,12 @@ def quantize(source: Path, out: Path, ranges: Mapping[str, tuple[float, float]],
         _save(proto, out, sum(len(t.raw_data) for t in proto.graph.initializer) > INLINE_LIMIT)
 
 
-def _quantizer(source: Path, ranges: Mapping[str, tuple[float, float]], scheme: Scheme) -> Any:
+def _quantizer(
+    source: Path,
+    ranges: Mapping[str, tuple[float, float]],
+    scheme: Scheme,
+    shifts: Mapping[str, Array],
+) -> Any:
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -188,6 +201,7 @@ def _quantizer(source: Path, ranges: Mapping[str, tuple[float, float]], scheme: 
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     model = load_model_with_shape_infer(source)
+    correct(model, shifts, scheme.exclude)
     data = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
         for name, (low, high) in ranges.items()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from condensec.hardware.bias import Array, rounded
 from condensec.hardware.quantize import PER_CHANNEL_OPSET, WEIGHTED, opset_of
 from condensec.hardware.work import affordable, channel_axis, macs
 from condensec.runner import Session
@@ -43,7 +44,13 @@ class LayerError:
 
 
 def layer_errors(
-    source: Path, ranges: Ranges, samples: Samples, *, exclude: Sequence[str] = (), threads: int = 1
+    source: Path,
+    ranges: Ranges,
+    samples: Samples,
+    *,
+    exclude: Sequence[str] = (),
+    threads: int = 1,
+    shifts: Mapping[str, Array] | None = None,
 ) -> list[LayerError]:
     """Quantize each weighted layer alone, and see what becomes of the outputs.
 
@@ -53,6 +60,7 @@ def layer_errors(
         samples: to run.
         exclude: layers that stay fp32 anyway.
         threads: of the runs.
+        shifts: what is taken off the bias of a quantized layer (`condensec.hardware.bias`).
 
     Returns:
         The worst layer first.
@@ -63,7 +71,7 @@ def layer_errors(
     if opset_of(proto) < PER_CHANNEL_OPSET:
         return []
     outputs = [value.name for value in proto.graph.output]
-    layers = _install(proto, ranges, frozenset(exclude))
+    layers = _install(proto, ranges, frozenset(exclude), shifts or {})
     if not layers:
         return []
     count = affordable(MACS / (len(layers) + 1), macs(source, samples), _LEAST, _MOST)
@@ -112,7 +120,9 @@ class _Runner:
         return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _install(proto: onnx.ModelProto, ranges: Ranges, exclude: frozenset[str]) -> list[str]:
+def _install(
+    proto: onnx.ModelProto, ranges: Ranges, exclude: frozenset[str], shifts: Mapping[str, Array]
+) -> list[str]:
     """Put a switch in front of every weighted node, in place; returns the nodes in the switches' order."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -125,10 +135,12 @@ def _install(proto: onnx.ModelProto, ranges: Ranges, exclude: frozenset[str]) ->
             build = _Switch(proto, len(layers))
             taken = [build.input(node, i, weights, ranges) for i in (0, 1)]
             if any(taken):
+                taken.append(build.bias(node, weights, shifts))
                 proto.graph.node.extend(build.nodes)
                 layers.append(node.name)
                 for i, name in enumerate(taken):
-                    node.input[i] = name or node.input[i]
+                    if name is not None:
+                        node.input[i] = name
         proto.graph.node.append(node)
     proto.graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [len(layers)]))
     indices = [np.array([i], np.int64) for i in range(len(layers))]
@@ -164,16 +176,27 @@ class _Switch:
         self.nodes.append(helper.make_node("Where", [self._on, quantized, name], [f"{prefix}.out"]))
         return f"{prefix}.out"
 
+    def bias(
+        self, node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], shifts: Mapping[str, Array]
+    ) -> str | None:
+        """Name of the corrected bias; None where there is none to correct."""
+        from onnx import helper, numpy_helper
+
+        shift = shifts.get(node.name)
+        if shift is None or len(node.input) < 3 or node.input[2] not in weights:
+            return None
+        value = (numpy_helper.to_array(weights[node.input[2]]) - shift).astype(np.float32)
+        name = f"{self._on}.2"
+        self._proto.graph.initializer.append(numpy_helper.from_array(value, name))
+        self.nodes.append(helper.make_node("Where", [self._on, name, node.input[2]], [f"{name}.out"]))
+        return f"{name}.out"
+
     def _weight(self, node: onnx.NodeProto, tensor: onnx.TensorProto, prefix: str) -> str:
         from onnx import helper, numpy_helper
 
         array = numpy_helper.to_array(tensor)
         axis = channel_axis(node, array.ndim)
-        others = tuple(i for i in range(array.ndim) if i != axis)
-        scale = (np.abs(array).max(axis=others) / 127).astype(np.float32)
-        scale[scale == 0] = 1.0
-        shape = [-1 if i == axis else 1 for i in range(array.ndim)]
-        quantized = np.clip(np.rint(array / scale.reshape(shape)), -127, 127).astype(np.int8)
+        quantized, scale = rounded(array, axis)
         for suffix, value in (("q", quantized), ("scale", scale), ("zero", np.zeros(scale.shape, np.int8))):
             self._proto.graph.initializer.append(numpy_helper.from_array(value, f"{prefix}.{suffix}"))
         inputs = [f"{prefix}.{suffix}" for suffix in ("q", "scale", "zero")]

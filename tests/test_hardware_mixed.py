@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -110,3 +111,28 @@ def test_emitted_graphs_are_shielded_where_onnxruntime_runs_them(tmp_path: Path)
 @pytest.mark.parametrize(("macs", "tried"), [(1, 8), (10**9, 8), (4 * 10**9, 3), (10**12, 3)])
 def test_the_search_for_layers_is_bounded_by_work(macs: int, tried: int) -> None:
     assert choosing.searched(macs) == tried
+
+
+def test_int8_that_gains_too_little_here_is_left_out_on_a_weaker_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratio = [0.5]
+    monkeypatch.setattr("condensec.hardware.isa.detect", lambda: "avx512_vnni")
+    monkeypatch.setattr(
+        choosing.Search, "_time", lambda *_: SimpleNamespace(ratio=ratio[0], verdict="faster")
+    )
+
+    def made(target: str, precision: str, number: float) -> emit.Artifact:
+        ratio[0] = number
+        folder = tmp_path / f"{target}{precision}{number}"
+        return emit.emit(uneven(), get(target), folder, precision=precision, samples=inputs(), accept=_any)
+
+    kept, dropped = made("x86-avx2", "auto", 0.5), made("x86-avx2", "auto", 0.6)
+    assert (kept.precision, dropped.precision) == ("int8", "fp32")  # 0.54 / 0.30 = 1.8 times as slow there
+    assert any("1.08x on x86-avx2 (modelled)" in note for note in dropped.notes)
+    assert made("x86-avx512", "auto", 0.5).precision == "fp32"
+    assert made("x86-avx2", "int8", 0.9).precision == "int8", "asked for by name"
+
+
+def _any(path: Path) -> bool:
+    return path.is_file()

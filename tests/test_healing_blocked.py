@@ -106,6 +106,23 @@ def depthwise() -> Network:
     return nodes, weights
 
 
+def uneven() -> Network:
+    """Depthwise, of uneven strides, kernels and pads; pixels that no kernel reaches; dilated."""
+    nodes = [
+        node("Conv", "x w1", "a", **PADS), node("Relu", "a", "ar"),
+        node("Conv", "ar w2 b2", "c", group=30, strides=[2, 2], pads=[1, 0, 1, 2]), node("Tanh", "c", "ct"),
+        node("Conv", "ct w3", "d", group=30, dilations=[2, 1], pads=[1, 1, 3, 1]), node("Relu", "d", "dr"),
+        node("Conv", "ar w4", "e", group=30, strides=[3, 3]), node("Add", "dr f", "g"),
+        node("Conv", "g w5", "y"), node("ReduceMean", "e axes", "f", keepdims=1),
+    ]  # fmt: skip
+    nodes = [*nodes[:7], nodes[9], *nodes[7:9]]
+    weights = {
+        "w1": (30, 3, 3, 3), "w2": (30, 1, 3, 4), "b2": (30,), "w3": (30, 1, 3, 3), "w4": (30, 1, 2, 2),
+        "w5": (16, 30, 1, 1),
+    }  # fmt: skip
+    return nodes, weights
+
+
 def edges() -> Network:
     """First convolutions whose kernels don't reach every pixel, uneven pads, even kernels."""
     nodes = [
@@ -137,12 +154,15 @@ def linear() -> Network:
 NETWORKS = {
     "residual": (residual, 3), "residual-4": (residual, 4), "residual-16": (residual, 16),
     "residual-32": (residual, 32), "residual-24": (residual, 24), "depthwise": (depthwise, 3),
+    "depthwise-16": (depthwise, 16), "uneven": (uneven, 5),
     "edges-8": (edges, 8), "edges-32": (edges, 32), "linear-32": (linear, 32), "linear-20": (linear, 20),
 }  # fmt: skip
 CHANGED = {
     "residual": 10,
     "residual-4": 13,
-    "depthwise": 10,
+    "depthwise": 13,
+    "depthwise-16": 17,
+    "uneven": 8,
     "edges-8": 13,
     "edges-32": 13,
     "linear-32": 3,

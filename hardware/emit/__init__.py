@@ -20,6 +20,7 @@ import pkgutil
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -91,7 +92,9 @@ def emit(
     except OSError as error:
         raise ConfigError(f"can't write to {out}: {error.strerror}") from error
     try:
-        request = _request(model, target, samples, threads, calibrate, work)
+        request = replace(
+            _request(model, target, samples, threads, calibrate, work), choosy=precision == "auto"
+        )
         search = Search(dialect, request, work, reference(request), accept)
         chosen = base = search.base()
         quantized = already_quantized(request.model)

@@ -15,11 +15,12 @@ finite numbers may run on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import prod
 
 import onnx
 
-from condensec.healing.gradient_graph import layout
+from condensec.healing.gradient_graph import depthwise, layout
 from condensec.healing.gradient_graph.convolution import Geometry, kernel_gradient
 from condensec.healing.gradient_graph.kernel import Kernel, Layout, is_worth
 from condensec.healing.gradient_graph.writing import Writer, chain
@@ -174,26 +175,45 @@ class Blocked:
         """The convolution of the output's gradient with the kernel turned round."""
         gradient, _, kernel = node.input
         turned = geometry.turned()
-        if turned is None or not self._are_images(node.output[0]):
+        if not self._are_images(node.output[0]):
             return False
         if not self._is_worth(geometry, geometry.outputs, geometry.inputs, gradient, False):
             return False
+        source = self._in_blocks(gradient) if turned else ""
+        if turned is None and geometry.is_depthwise:
+            shapes = self._writer.shapes[node.output[0]], self._writer.shapes[gradient]
+            source, turned = depthwise.spread(
+                geometry, shapes, self._in_blocks(gradient), self._block, self._found, self._writer
+            ) or ("", None)
+        if turned is None:
+            return False
         write = layout.turned_depthwise if geometry.is_depthwise else layout.turned
         weight = write(kernel, geometry.weight, self._block, self._found, self._writer)
-        self._emit(geometry, [self._in_blocks(gradient), weight], node.output[0], turned)
+        whole = replace(geometry, strides=[1] * len(geometry.strides))
+        self._emit(whole, [source, weight], node.output[0], turned)
         return True
 
     def _kernel_gradient(self, node: onnx.NodeProto, geometry: Geometry) -> bool:
         """Gradients of weight and bias, by samples in the place of channels."""
         gradient, x, _ = node.input
         shapes = self._writer.shapes
+        names = [*node.output[1:], "", ""]
+        if geometry.is_depthwise:
+            if not self._is_worth(geometry, geometry.inputs, geometry.outputs, x, False):
+                return False
+            depthwise.kernel(
+                geometry, (shapes[x], shapes[gradient]), (self._in_blocks(x), self._in_blocks(gradient)),
+                (names[0], names[1]), self._block, self._found, self._writer,
+            )  # fmt: skip
+            self.changed += 1
+            return True
         minor = 1 if geometry.inputs < self._block and x not in self._native else self._block
         plan = Layout.of(shapes[x], shapes[gradient], self._block, minor)
-        if not is_worth(geometry, plan):
+        only_blocks = all(name in self._native - self._plain for name in (gradient, x))
+        if not is_worth(geometry, plan, only_blocks=only_blocks):
             return False
         source = self._in_blocks(x) if minor > 1 else x
-        names = [*node.output[1:], ""][:2]
-        Kernel(geometry, plan, self._found, self._writer).write(source, self._in_blocks(gradient), *names)
+        Kernel(geometry, plan, self._found, self._writer).write(source, self._in_blocks(gradient), *names[:2])
         self.changed += 1
         return True
 

@@ -29,6 +29,7 @@ from condensec.healing.gradient_graph.writing import Shape, Writer, chain
 
 _STRIPS = 8  # of an image, at most
 _WASTE = 1.4  # padded work over needed work, at most
+_THIN = 64  # channels: products of matrices with more are as fast
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,21 @@ class Layout:
         return channels * self.rows * self.strips / (geometry.inputs * geometry.outputs * self.result[0])
 
 
-def is_worth(geometry: Geometry, plan: Layout) -> bool:
+def is_worth(geometry: Geometry, plan: Layout, *, only_blocks: bool) -> bool:
     """Whether it is faster than `ConvGrad`; a fixed rule, so that every run does the same.
 
-    For kernels of one pixel that multiplies matrices without unfolding anything.
+    For kernels of one pixel that unfolds nothing: there it is the way out of the blocks that is saved.
+
+    Args:
+        geometry: of the convolution.
+        plan: what would be done.
+        only_blocks: X and dY are there in blocks only.
     """
     if len(geometry.kernel) != 2 or geometry.groups != 1 or not geometry.is_plain:
         return False
-    if any(d != 1 for d in geometry.dilations) or plan.strips > _STRIPS:
+    if any(d != 1 for d in geometry.dilations) or plan.strips > _STRIPS or plan.waste(geometry) > _WASTE:
         return False
-    return prod(geometry.kernel) > 1 and plan.waste(geometry) <= _WASTE
+    return prod(geometry.kernel) > 1 or (only_blocks and min(geometry.inputs, geometry.outputs) <= _THIN)
 
 
 class Kernel:
