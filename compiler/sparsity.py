@@ -23,7 +23,8 @@ class Sparsity:
         n: of every ``m`` consecutive weights along the contraction at most ``n`` stay; 0 for unstructured.
         m: see ``n``.
         width: of blocks that go as one, else 0.
-        method: one of `METHODS`, or empty: obs where there is data, else magnitude.
+        method: one of `METHODS`, or empty: with data the better of obs and sensitivity (obs for N:M), else
+            magnitude.
     """
 
     name: str

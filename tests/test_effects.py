@@ -114,3 +114,18 @@ def test_the_whole_line_takes_the_method(tmp_path: Path) -> None:
         kept[method] = np.count_nonzero(weights["wa"]) / 256
     assert kept["sensitivity"] > 0.95
     assert kept["layerwise"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_without_a_method_the_way_that_changes_the_outputs_less_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(two_ways(), path)
+    np.savez(tmp_path / "d.npz", x=samples().inputs["x"])
+    graphs = {}
+    for wanted in ("unstructured=0.5", "unstructured=0.5:sensitivity", "unstructured=0.5:obs"):
+        out = tmp_path / wanted.replace(":", "-")
+        report = compress(path, out, data=tmp_path / "d.npz", patterns=wanted)
+        graphs[wanted] = onnx.load(out / "model.onnx").graph.SerializeToString()
+        said = [n for found in report.patterns for n in found.notes if "share the zeros by" in n]
+        assert len(said) == (wanted == "unstructured=0.5")
+    assert graphs["unstructured=0.5"] == graphs["unstructured=0.5:sensitivity"]
+    assert graphs["unstructured=0.5"] != graphs["unstructured=0.5:obs"]

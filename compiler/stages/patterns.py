@@ -19,14 +19,12 @@ from condensec.errors import ConfigError, PostconditionError
 from condensec.hardware.target import Target
 from condensec.passes import patterns
 from condensec.passes.contraction import Place, arrays, places
-from condensec.passes.effects import effects
 from condensec.passes.patterns import Layer, Zeros
 from condensec.passes.prune import with_weights
-from condensec.passes.sampling import affordable
 from condensec.passes.second_moments import Moments
 from condensec.report.model import PatternResult, Report
 from condensec.sparsity import Sparsity, asked
-from condensec.stages import reorder
+from condensec.stages import reorder, shares
 from condensec.stages.cycles import final_cut
 from condensec.stages.job import Job, evidence
 from condensec.stages.kept import Kept, digest_of
@@ -38,7 +36,6 @@ from condensec.stages.zeros import Found, Stage, by_layer, by_share
 Weights = Mapping[str, npt.NDArray[Any]]
 GUARD = "taken out: the guard"
 NO_SPEED = "no speed gain in onnxruntime: its kernels multiply by zeros like by other numbers"
-EFFECT_SECONDS, LEAST_SAMPLES = 60.0, 4  # for the sensitivity map of zeros
 INDEX_BYTES = 8  # of one place of a sparse ONNX tensor (int64)
 
 
@@ -110,20 +107,23 @@ def apply(job: Job, means: Means, steps: Steps, progress: Progress) -> tuple[Pro
     cut, model = final_cut(job, progress.safe)
     cut, moved, where = steps.run("permute", reorder.reordered, job, cut, model, wanted)
     model = with_weights(model, moved)
-    layers, left_out = _layers(job, model, wanted, steps)
+    layers, left_out = _layers(job, model, wanted)
+    layers, spec, why = shares.shared(job, model, layers, wanted, steps)
     base = {**progress.safe.weights, **moved}
-    kept = Kept(Path(job.config.output) / "state" / "zeros", digest_of(base, str(wanted), cut.plan.digest()))
+    kept = Kept(Path(job.config.output) / "state" / "zeros", digest_of(base, str(spec), cut.plan.digest()))
     stage = Stage(job, means.healer, steps, cut, base, progress, kept)
-    found, reached, notes = _searched(stage, layers, wanted)
+    found, reached, notes = _searched(stage, layers, spec)
     if found is None:
         left_out |= {layer.place.weight: GUARD for layer in layers}
-        outcome = Outcome(wanted, (), left_out, notes=("no zeros could be set within the guard", *notes))
+        outcome = Outcome(
+            wanted, (), left_out, notes=("no zeros could be set within the guard", *why, *notes)
+        )
         return stage.progress, outcome
     held = tuple(layer.place for layer in layers if layer.place.weight in found.zeros)
     out = {p.weight: GUARD for p in (la.place for la in layers) if p not in held}
     safe = replace(stage.progress.safe, weights=found.weights, metric=found.metric)
     done = replace(stage.progress, safe=safe, best=safe)
-    notes = (*notes, *where)
+    notes = (*why, *notes, *where)
     return done, Outcome(wanted, held, {**left_out, **out}, reached, found.metric, found.how, notes)
 
 
@@ -141,7 +141,7 @@ def _searched(stage: Stage, layers: Sequence[Layer], wanted: Sparsity) -> Found:
     return found, reached, notes
 
 
-def _layers(job: Job, model: ir.Model, wanted: Sparsity, steps: Steps) -> tuple[list[Layer], dict[str, str]]:
+def _layers(job: Job, model: ir.Model, wanted: Sparsity) -> tuple[list[Layer], dict[str, str]]:
     """Weights that can hold a pattern, and why others can't.
 
     Raises:
@@ -166,28 +166,7 @@ def _layers(job: Job, model: ir.Model, wanted: Sparsity, steps: Steps) -> tuple[
     if not job.data.synthetic and wanted.method not in ("magnitude", "layerwise"):
         moments = Moments(model, kept, evidence(job).samples, job.config.jobs)
     weights = arrays(model, kept)
-    layers = [Layer(p, weights[p.weight], moments) for p in kept]
-    if wanted.method == "sensitivity":
-        layers = steps.run("effects", _with_effects, job, model, layers, wanted, steps)
-    return layers, skipped
-
-
-def _with_effects(
-    job: Job, model: ir.Model, layers: Sequence[Layer], wanted: Sparsity, steps: Steps
-) -> list[Layer]:
-    """The layers with what the outputs lose by each; on fewer samples where there is much to run."""
-    count = affordable(job.analysis.macs(), len(layers) + 1, EFFECT_SECONDS, LEAST_SAMPLES)
-    few = evidence(job).samples
-    few = few.first(min(count, len(few)))
-    found = effects(
-        model,
-        layers,
-        wanted.share,
-        few,
-        threads=job.config.jobs,
-        tell=lambda share: steps.progress("effects", share),
-    )
-    return [replace(layer, effect=found[layer.place.weight]) for layer in layers]
+    return [Layer(p, weights[p.weight], moments) for p in kept], skipped
 
 
 def told(report: Report, outcome: Outcome | None, path: Path) -> Report:
