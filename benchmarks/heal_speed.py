@@ -56,10 +56,10 @@ class Trainer:
 
 
 def prepare(folder: Path, name: str, batch: int, threads: int) -> Path:
-    """The worker's job: training graph (every thread takes a part of the batch), weights, data."""
+    """The worker's job: training graph (every thread takes parts of the batch), weights, data."""
     import onnx
 
-    from condensec.healing import gradient_graph, losses
+    from condensec.healing import gradient_graph, losses, parts
     from condensec.healing.training import prepare
 
     with np.load(folder / f"{name}.npz") as data:
@@ -68,7 +68,12 @@ def prepare(folder: Path, name: str, batch: int, threads: int) -> Path:
     def choose(graph: Any, _: Any) -> list[losses.Term]:
         return losses.choose(graph, {"y": y[:64]}, None, {"mse": 1.0}, 1.0)
 
-    training = prepare(onnx.load(folder / f"{name}.onnx"), {"x": x[: batch // threads]}, choose, None)
+    model = onnx.load(folder / f"{name}.onnx")
+    part = batch // threads
+    training = prepare(model, {"x": x[:part]}, choose, None)
+    if parts.fitting(model, training.model, part) != part:
+        part = parts.fitting(model, training.model, part)
+        training = prepare(model, {"x": x[:part]}, choose, None)
     job = folder / f"{name}-{batch}"
     job.mkdir()
     (job / "forward.onnx").write_bytes(training.model.SerializeToString())
@@ -80,6 +85,7 @@ def prepare(folder: Path, name: str, batch: int, threads: int) -> Path:
         json.dumps(
             {
                 "weights": list(training.weights),
+                "part": part,
                 "data": {k: str(v) for k, v in files.items()},
                 "trials": gradient_graph.trial.write(job),
             }

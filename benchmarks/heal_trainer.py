@@ -54,11 +54,11 @@ def serve() -> None:
     gradients = weights.like()
     threads, batch = int(sys.argv[3]), int(sys.argv[4])
     engine = Engine(
-        {"model": job / "forward.onnx"}, weights.views, gradients.views, threads, batch // threads, batch,
+        {"model": job / "forward.onnx"}, weights.views, gradients.views, threads, names["part"], batch,
         lambda model: improved(model, job / "gradient.onnx", blocks.size(names["trials"])),
         lambda why: print(why, file=sys.stderr),
     )  # fmt: skip
-    optimizer = Optimizer(weights, gradients, Settings(), 0.99)
+    optimizer = Optimizer(weights, gradients, Settings(), 0.99, threads=threads)
     data = Batches(names["data"], batch, 0)
     epoch = 0
     batches = data.epoch(epoch)

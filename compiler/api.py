@@ -20,18 +20,17 @@ fields may come. The loggers below ``condensec`` tell what is done (INFO); nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condensec.config import Config, configure
-from condensec.plan import FrozenAxis, Plan, read_plan
+from condensec.plan import Plan, read_plan
+from condensec.stages.inspection import GroupInfo, Inspection, Shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from condensec.builds.gate import Judgement
-    from condensec.data import Signature
     from condensec.hardware.bench import Comparison, Measurement
     from condensec.hardware.emission import Artifact
     from condensec.healing import HealResult
@@ -39,7 +38,21 @@ if TYPE_CHECKING:
     from condensec.stages.steps import Observer
     from condensec.verify import Proof
 
-Shapes = Mapping[str, tuple[int, ...]]
+__all__ = [
+    "GroupInfo",
+    "Inspection",
+    "Shapes",
+    "analyze",
+    "apply",
+    "bench",
+    "check",
+    "compress",
+    "emit",
+    "heal",
+    "inspect",
+    "plan",
+    "verify",
+]
 
 
 def compress(
@@ -87,61 +100,6 @@ def analyze(model: str | Path | Config, *, observer: Observer | None = None, **o
     return run(config, observer)
 
 
-@dataclass(frozen=True)
-class GroupInfo:
-    """One group of units that live and die together."""
-
-    id: str
-    kind: str
-    size: int
-    exact: bool
-    tensors: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What is in a model, and what could be cut.
-
-    Attributes:
-        inputs, outputs: name -> type and shape.
-        opset: of the default domain.
-        nodes: number of nodes.
-        params: elements of all weights.
-        macs: multiply-accumulates of one sample at the sample shapes.
-        reachable: share of the MACs in nodes with at least one prunable axis.
-        shapes: the sample shapes used.
-        groups: prunable groups in graph order.
-        frozen: axes that can't be cut, and why.
-    """
-
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
-    opset: int
-    nodes: int
-    params: int
-    macs: int
-    reachable: float
-    shapes: Shapes
-    groups: tuple[GroupInfo, ...]
-    frozen: tuple[FrozenAxis, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The document of ``condensec inspect --json``."""
-        return {
-            "schema": 1,
-            "inputs": dict(self.inputs),
-            "outputs": dict(self.outputs),
-            "opset": self.opset,
-            "nodes": self.nodes,
-            "params": self.params,
-            "macs": self.macs,
-            "reachable": self.reachable,
-            "shapes": {name: list(sizes) for name, sizes in self.shapes.items()},
-            "groups": [vars(g) | {"tensors": list(g.tensors)} for g in self.groups],
-            "frozen": [vars(f) for f in self.frozen],
-        }
-
-
 def inspect(model: str | Path, *, shapes: Shapes | None = None, freeze: str | None = None) -> Inspection:
     """Look at a model without running it.
 
@@ -153,38 +111,9 @@ def inspect(model: str | Path, *, shapes: Shapes | None = None, freeze: str | No
     Raises:
         ModelError: the file can't be read, or its shapes can't be worked out.
     """
-    from condensec import io
-    from condensec.passes.groups import analyze as find
-    from condensec.stages.goals import count_parameters
+    from condensec.stages.inspection import look
 
-    loaded = io.load(Path(model))
-    signature = io.signature(loaded)
-    analysis = find(loaded, shapes, freeze=freeze)
-    return Inspection(
-        inputs={spec.name: str(spec) for spec in signature.inputs},
-        outputs={spec.name: str(spec) for spec in signature.outputs},
-        opset=analysis.context.opset,
-        nodes=len(list(loaded.graph)),
-        params=count_parameters(analysis),
-        macs=analysis.macs(),
-        reachable=analysis.reachable(),
-        shapes=_one_sample(signature, analysis.world.inputs),
-        groups=tuple(
-            GroupInfo(g.id, g.kind, g.size, g.exact, tuple(dict.fromkeys(a.tensor for a in g.axes)))
-            for g in analysis.groups
-        ),
-        frozen=analysis.frozen,
-    )
-
-
-def _one_sample(signature: Signature, sizes: Shapes) -> dict[str, tuple[int, ...]]:
-    """Shapes of one sample's inputs, from sizes at any batch."""
-    from condensec.data import synthetic
-
-    found = {name: (1, *dims[1:]) for name, dims in sizes.items() if name not in signature.sides}
-    if signature.sides:
-        found = signature.sample_shapes(synthetic(signature, count=1, shapes=found))
-    return found
+    return look(Path(model), shapes, freeze)
 
 
 def plan(model: str | Path, *, keep: float = 0.5, shapes: Shapes | None = None, **options: Any) -> Plan:
@@ -198,33 +127,12 @@ def plan(model: str | Path, *, keep: float = 0.5, shapes: Shapes | None = None, 
             ``data`` units go by the size of their weights; a criterion that looks at activations gets
             made-up inputs then, if it is asked for.
     """
-    from condensec import io
-    from condensec.passes import criteria
-    from condensec.passes.groups import analyze as find
-    from condensec.passes.prune import prune
-    from condensec.passes.select import unit_order
-    from condensec.stages import job
+    from condensec.stages.uniform import planned
 
     if options.get("criterion") is None and options.get("data") is None:
         options["criterion"] = "magnitude"
     config = configure(model=model, keep=keep, shape=dict(shapes or {}), **options)
-    path = Path(model)
-    evidence = None
-    if "data" in criteria.needs(config.criterion):
-        loaded = job.load_at(path)
-        data = job.read_data(config, loaded)
-        analysis = job.find_groups(config, loaded, data)
-        evidence = job.gathered(analysis, data.splits.calibration, config)
-    else:
-        analysis = find(io.load(path), shapes, freeze=config.freeze)
-    order = unit_order(analysis, criteria.get(config.criterion), seed=config.seed, evidence=evidence)
-    step = config.align or 1
-    units: dict[str, Sequence[int]] = {}
-    for group in analysis.groups:
-        count = int(group.size * keep + 1e-9) // step * step or step
-        count = min(group.size, max(group.least, count))
-        units[group.id] = sorted(int(i) for i in order[group.id][:count])
-    return prune(analysis, units, sha256=io.sha256(path)).plan
+    return planned(config, keep, shapes)
 
 
 def apply(
@@ -353,9 +261,11 @@ def emit(
         model: the ONNX file.
         output: the folder; the graphs are in ``<target>/model.onnx``.
         target: one or more names.
-        accept: whether a graph of lower precision is good enough; default: the same answer on 98%.
+        accept: whether a graph of lower precision is good enough; default: with ``data`` the metric on
+            held-out samples, where ``max_drop`` is given or ``quantize`` is ``auto``; without data the same
+            answer on 98%.
         options: ``quantize`` (``none``, the default, ``int8``, ``fp16``, ``auto``), ``data`` to calibrate
-            with, ``shape``, ``input``, ``seed``, ``jobs``.
+            with, ``val``, ``metric``, ``max_drop``, ``calibrate``, ``shape``, ``input``, ``seed``, ``jobs``.
 
     Returns:
         What was written, by target.
@@ -363,32 +273,11 @@ def emit(
     Raises:
         CondensecError: see `condensec.errors`.
     """
-    from condensec import data, io, provenance
-    from condensec.config import check_output
-    from condensec.hardware import emit as emission
-    from condensec.probe import runnable_shapes
-    from condensec.stages import job
+    from condensec.stages.deploy import emitted
 
-    folder = Path(output)
-    config = configure(model=model, output=folder, target=target, **options)
-    targets = job.find_targets(config)
-    signature = io.signature(io.load(config.model))
-    values = config.input_values
-    if config.data is None:
-        shapes = runnable_shapes(config.model, signature, config.input_shapes, values)
-        given = data.synthetic(signature, seed=config.seed, shapes=shapes, values=values)
-    else:
-        loaded = data.load(config.data, signature, seed=config.seed, values=values)
-        given = data.split(loaded, seed=config.seed).calibration
-    check_output(folder)
-    origin = provenance.entries(io.sha256(config.model))
-    return {
-        one.name: emission.emit(
-            config.model, one, folder / one.name, precision=config.quantize, samples=given,
-            threads=config.jobs, accept=accept, origin=origin,
-        )
-        for one in targets
-    }  # fmt: skip
+    config = configure(model=model, output=Path(output), target=target, **options)
+    guarded = options.get("max_drop") is not None
+    return emitted(config, Path(output), guarded=guarded, accept=accept)[0]
 
 
 def bench(

@@ -14,10 +14,9 @@ Precedence: flags, then condensec.toml, then the defaults, which are:
 
 from __future__ import annotations
 
-import difflib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,11 @@ from typing import Any
 from condensec import recipes
 from condensec import setting_values as values
 from condensec.errors import ConfigError
-from condensec.specs import (
-    DEFAULT_PATTERNS,
-    UNIT_PATTERNS,
-    Budget,
-    input_value,
-    parse_augment,
-    parse_budget,
-    parse_heal,
-    parse_losses,
-    parse_patterns,
-)
+from condensec.settings import FIELDS, KEYS, near_key
+from condensec.specs import DEFAULT_PATTERNS, UNIT_PATTERNS, Budget, input_value
 from condensec.toml_file import read_toml, write_toml
 
 DEFAULT_MAX_DROP = 1.0  # points
-QUANTIZATIONS = ("none", "int8", "fp16", "auto")
-CALIBRATIONS = ("auto", "minmax", "entropy", "percentile")  # hardware's words; a test compares them
 _NO_SCALE = ("mse", "kl")  # metrics whose points have no natural size
 
 
@@ -179,17 +167,17 @@ def configure(*, config: str | Path | None = None, command: str = "", **options:
         ConfigError: a value that can't be, or an unknown option; says what is allowed.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    unknown = [name for name in given if name not in _KEYS]
+    unknown = [name for name in given if name not in KEYS]
     if unknown:
-        raise ConfigError(f"unknown option '{unknown[0]}'", hint=_near_key(unknown[0]))
+        raise ConfigError(f"unknown option '{unknown[0]}'", hint=near_key(unknown[0]))
     if config is not None:
         given = {**_from_file(Path(config), given), **given}
     if "recipe" in given:
         given = recipes.beside(recipes.ready(str(given.pop("recipe"))), given)
     if "model" not in given:
         raise ConfigError("no model given", hint="condensec MODEL.onnx --target TARGET")
-    made = {name: parse(given[name]) for name, parse in _KEYS.items() if name in given}
-    renamed = {_FIELDS.get(name, name): value for name, value in made.items()}
+    made = {name: parse(given[name]) for name, parse in KEYS.items() if name in given}
+    renamed = {FIELDS.get(name, name): value for name, value in made.items()}
     renamed.setdefault("output", Path(f"{os.path.splitext(made['model'])[0]}.condensed"))
     renamed.setdefault("jobs", usable_cores())
     result = Config(**renamed, command=command)
@@ -274,8 +262,8 @@ def _from_file(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         document = recipes.beside(recipes.options(document.pop("step")), document)
     for key, value in document.items():
         name = key.replace("-", "_")
-        if name not in _KEYS or name in ("resume", "dry_run"):
-            raise ConfigError(f"{path}: unknown key '{key}'", hint=_near_key(key))
+        if name not in KEYS or name in ("resume", "dry_run"):
+            raise ConfigError(f"{path}: unknown key '{key}'", hint=near_key(key))
         excluded = {"budget": "keep", "keep": "budget"}.get(name)  # a flag of the one replaces the other
         if name not in given and excluded not in given:
             options[name] = _located(name, value, path.parent)
@@ -299,57 +287,4 @@ def _located(name: str, value: Any, folder: Path) -> Any:
     return value
 
 
-def _near_key(key: str) -> str:
-    known = [name.replace("_", "-") for name in _KEYS]
-    near = difflib.get_close_matches(key.replace("_", "-"), known, 1, 0.5)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-
-
-# -- one value each -----------------------------------------------------------------------------------
-
-
-_KEYS: Mapping[str, Callable[[Any], Any]] = {
-    "model": values.path("MODEL"),
-    "output": values.path("--output"),
-    "target": values.target_names,
-    "table": lambda value: values.texts("--table", value),
-    "budget": lambda value: tuple(parse_budget(text) for text in values.texts("--budget", value)),
-    "towards": lambda value: parse_budget(str(value)),
-    "keep": values.number("--keep", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
-    "pareto": values.whole("--pareto", 1),
-    "align": values.whole("--align", 1),
-    "max_drop": values.number(
-        "--max-drop", "points of the metric, at least 0 (inf = no guard)", lambda v: v >= 0
-    ),
-    "data": values.as_is,
-    "val": values.as_is,
-    "metric": values.as_is,
-    "step": values.number("--step", "a share above 0 and at most 1", lambda v: 0 < v <= 1),
-    "teacher": values.path("--teacher"),
-    "recipe": str,
-    "heal": lambda value: str(parse_heal(str(value))),
-    "augment": lambda value: (
-        ",".join(parse_augment(value)) if isinstance(value, str) else values.function(value)
-    ),
-    "loss": lambda value: ",".join(f"{k}={w:g}" for k, w in parse_losses(str(value)).items()),
-    "patterns": lambda value: parse_patterns(",".join(values.texts("--patterns", value))),
-    "sparse": bool,
-    "quantize": values.choice("--quantize", QUANTIZATIONS),
-    "calibrate": values.choice("--calibrate", CALIBRATIONS),
-    "criterion": str,
-    "freeze": values.freeze_pattern,
-    "shape": values.input_shapes,
-    "input": values.input_values,
-    "seed": values.whole("--seed", 0),
-    "jobs": values.whole("--jobs", 1),
-    "resume": bool,
-    "dry_run": bool,
-}
-_FIELDS = {
-    "target": "targets",
-    "table": "tables",
-    "budget": "budgets",
-    "shape": "input_shapes",
-    "input": "inputs",
-}
-assert {_FIELDS.get(k, k) for k in _KEYS if k != "recipe"} < {f.name for f in fields(Config)}
+assert {FIELDS.get(k, k) for k in KEYS if k != "recipe"} < {f.name for f in fields(Config)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from condensec.data.side import dim_of
 from condensec.data.types import Signature, TensorSpec
 from condensec.errors import ModelError
 
@@ -24,7 +25,7 @@ _EMBED_TABLES = {0: 2, 1: 4}
 def signature(model: ir.Model) -> Signature:
     """Inputs and outputs of a model. Inputs that are initializers too (IR < 4) are weights, not inputs.
 
-    A dim is dynamic if it's named, unnamed, zero or negative (some exporters write -1).
+    What dims mean: `condensec.data.side.dim_of`.
 
     Raises:
         ModelError: an input or output isn't a tensor numpy knows.
@@ -52,14 +53,9 @@ def _spec(value: ir.Value, bound: int | None) -> TensorSpec:
         dtype = np.dtype(value.dtype.numpy())
     if value.shape is None:
         return TensorSpec(name, dtype, (), rank_known=False, bound=bound)
-    return TensorSpec(name, dtype, tuple(_dim(d) for d in value.shape), bound=bound)
-
-
-def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
-    if isinstance(dim, int):
-        return dim if dim > 0 else None
-    text = dim.value
-    return None if text is None or text in ("", "?", "-1") else str(text)
+    return TensorSpec(
+        name, dtype, tuple(dim_of(d if isinstance(d, int) else d.value) for d in value.shape), bound=bound
+    )
 
 
 def index_bound(value: ir.Value) -> int | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from condensec.config import Config, check_output
+from condensec.hardware.latency import LatencyModel
 from condensec.passes import criteria
 from condensec.passes.select import unit_order
 from condensec.passes.sensitivity import Sensitivity
@@ -16,6 +18,7 @@ from condensec.report.model import Report
 from condensec.sparsity import asked
 from condensec.specs import UNIT_PATTERNS
 from condensec.stages import blocks, cycles, finish, front, goals, job, map_report, patterns, summary
+from condensec.stages.finish import Written
 from condensec.stages.goals import Budgets
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job
@@ -59,42 +62,69 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     if config.dry_run:
         return summary.dry_run(work, means, progress, steps)
     staging = checkpoints.folder / "staging"
-    last = False
-    while True:
-        settle = partial(settled, work, means, steps, models)
-        progress = cycles.run_cycles(work, means, steps, checkpoints, progress, settle)
-        if not last and not budgets.timed and asked(config.patterns) is None:
-            last = True  # no latency that could send it back: what is timed is what is trained to the end
-            progress = cycles.polished(work, means, steps, progress) or progress
-            checkpoints.save(progress)
-        cut, healed = cycles.final_cut(work, progress.safe)
-        proven = steps.run("verify", finish.prove, work, cut, healed)
-        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging)
-        again = cycles.corrected(work, budgets, progress, emitted)
-        if again is None and not last and asked(config.patterns) is None:
-            last = True
-            again = cycles.polished(work, means, steps, progress)
-            if again is not None:
-                checkpoints.save(again)
-        if again is None:
-            break
-        progress = again
-    if asked(config.patterns) is not None:
-        checkpoints.save(progress)  # trainings under zeros go on from here
+    line = Line(work, budgets, models, means, steps, checkpoints, staging)
+    progress, written = line.cut(progress)
     progress, zeros = patterns.apply(work, means, steps, progress)
-    if (zeros is not None and zeros.places) or means.healer.trains_quantized:
-        cut, healed = cycles.final_cut(work, progress.safe)
-        proven = steps.run("verify", finish.prove, work, cut, healed)
-        emitted = steps.run("emit", finish.emit_all, work, healed, models, staging, means.healer)
-    finish.write_model(work, cut, healed, staging)
-    report = steps.run(
-        "report", summary.conclude, work, means, progress, cut, proven, emitted, steps, staging
-    )
+    if written is None or (zeros is not None and zeros.places) or means.healer.trains_quantized:
+        written = line.write(progress, means.healer)
+    finish.write_model(work, written.cut, written.healed, staging)
+    report = steps.run("report", summary.conclude, work, means, progress, written, steps, staging)
     report = patterns.told(report, zeros, staging / "model.onnx")
     report = front.told(work, report, front.write(work, steps, progress, models, staging))
-    finish.publish(work, cut, report, staging)
+    finish.publish(work, written.cut, report, staging)
     checkpoints.clear()
     return report
+
+
+@dataclass(frozen=True)
+class Line:
+    """The middle of the line: cycles, the proof and the graphs for the targets, until all fit the budgets."""
+
+    job: Job
+    budgets: Budgets
+    models: Mapping[str, LatencyModel]
+    means: Means
+    steps: Steps
+    checkpoints: Checkpoints
+    staging: Path
+
+    def cut(self, progress: Progress) -> tuple[Progress, Written | None]:
+        """Cut until the budgets are met, by measured latency, too; then train for the minutes left.
+
+        Returns:
+            What is accepted, and what was written of it; None where that isn't needed yet, as zeros follow.
+        """
+        zeros = asked(self.job.config.patterns) is not None
+        if progress.settled:
+            return progress, None
+        settle = partial(settled, self.job, self.means, self.steps, self.models)
+        trained = zeros  # they are trained with the zeros
+        while True:
+            progress = cycles.run_cycles(self.job, self.means, self.steps, self.checkpoints, progress, settle)
+            written, again = None, None
+            if self.budgets.asked and self.budgets.timed:  # else nothing could send it back
+                written = self.write(progress)
+                again = cycles.corrected(self.job, self.budgets, progress, written.emitted)
+            if again is None and not trained:
+                trained = True
+                again = cycles.polished(self.job, self.means, self.steps, progress)
+                if again is not None:
+                    self.checkpoints.save(again)
+            if again is None:
+                break
+            progress = again
+        if not zeros:
+            return progress, written or self.write(progress)
+        progress = replace(progress, settled=True)
+        self.checkpoints.save(progress)  # what is found for the zeros goes on from here
+        return progress, written
+
+    def write(self, progress: Progress, healer: Healer | None = None) -> Written:
+        """Prove the accepted model, and write it for every target, into the staging folder."""
+        cut, healed = cycles.final_cut(self.job, progress.safe)
+        proven = self.steps.run("verify", finish.prove, self.job, cut, healed)
+        emitted = self.steps.run("emit", finish.emit_all, self.job, healed, self.models, self.staging, healer)
+        return Written(cut, healed, proven, emitted)
 
 
 def analyze(config: Config, observer: Observer | None = None) -> Report:

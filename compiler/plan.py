@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from condensec import documents
 from condensec.errors import ConfigError
 
 SCHEMA = 1
@@ -257,12 +258,4 @@ def read_plan(path: Path) -> Plan:
     Raises:
         ConfigError: the file is missing, isn't JSON, or isn't a plan.
     """
-    hint = "give a plan.json that condensec wrote"
-    try:
-        return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"can't read the plan {path}: {error.strerror or error}", hint=hint) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is no plan: it isn't JSON", hint=hint) from error
-    except ConfigError as error:
-        raise ConfigError(f"{path} is no plan: {error.message}", hint=error.hint or hint) from error
+    return documents.read(path, "plan", "give a plan.json that condensec wrote", Plan.from_json)

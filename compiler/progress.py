@@ -22,6 +22,7 @@ LABELS = {
     "select": "choosing what to cut",
     "prune": "cutting",
     "repair": "repairing (closed form)",
+    "effects": "measuring what zeros in each layer do",
     "pattern": "setting zeros",
     "permute": "sorting channels for zeros",
     "heal": "healing",

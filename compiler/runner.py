@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from condensec.data.side import batch_of, sample_axis, single_call
+from condensec.data.side import batch_of, dim_of, sample_axis, single_call
 from condensec.errors import CondensecError, DataError, PostconditionError
 from condensec.runtime_errors import raise_load_error, raise_run_error
 from condensec.serialized import add_outputs, locate
@@ -302,7 +302,7 @@ def available_providers() -> tuple[str, ...]:
 def _port(arg: Any) -> Port:
     match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
     dtype = _DTYPES.get(match.group(1)) if match else None
-    return Port(arg.name, None if dtype is None else np.dtype(dtype), tuple(arg.shape))
+    return Port(arg.name, None if dtype is None else np.dtype(dtype), tuple(map(dim_of, arg.shape)))
 
 
 def _ranked(source: str | bytes) -> set[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condensec.hardware.devicetable import DeviceTable
-from condensec.hardware.latency import GraphModel, Shapes
+from condensec.hardware.graphmodel import Shapes, TimedModel
 from condensec.hardware.nodecost import NodeCost, cost_of
 from condensec.hardware.nodekey import key_of, own_key
 from condensec.hardware.target import Target
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PER_CLOCK = 2.0  # instructions; an assumption that cancels out in every ratio
 
 
-class DeviceModel(GraphModel):
+class DeviceModel(TimedModel):
     """A model's time on a device from a table of nodes that was made there.
 
     Args:

@@ -11,6 +11,7 @@ import numpy as np
 
 from condensec.errors import PostconditionError
 from condensec.hardware.target import Target
+from condensec.hardware.work import affordable, macs
 from condensec.model_signature import signature
 from condensec.runner import Session
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 T = TypeVar("T")
-CHECKED = 64  # samples an emitted graph is run on
+CHECKED, LEAST_CHECKED = 64, 8  # samples an emitted graph is run on
+CHECKED_MACS = 1e11  # of one such run, a few seconds; fewer samples where the model is large
 _FUSION_ERROR = 0.05  # of the largest output
 _FUSION_SHARE = 4.0  # of the squared error without fusions
 _FP32_ERROR = 1e-3  # of the largest output; reordered sums of deep nets come to a tenth of it
@@ -65,6 +67,15 @@ class Request:
     def feeds(self) -> dict[str, np.ndarray[Any, Any]]:
         """Real inputs of one call."""
         return signature(self.model).call(self.samples, 1)
+
+    def checked(self) -> Samples:
+        """What emitted graphs are checked on. The last samples: calibration looks at the first."""
+
+        def count() -> int:
+            return affordable(CHECKED_MACS, macs(self.model, self.samples), LEAST_CHECKED, CHECKED)
+
+        end = len(self.samples)
+        return self.samples.subset(range(max(0, end - self.once("checked", count)), end))
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,7 @@ class Artifact:
 
 def reference(request: Request) -> dict[str, np.ndarray[Any, Any]]:
     """Outputs of the fp32 model on the samples that emitted graphs are checked on."""
-    return Session(request.model, threads=request.threads).run_samples(_few(request.samples))
+    return Session(request.model, threads=request.threads).run_samples(request.checked())
 
 
 def check(path: Path, request: Request, expected: Arrays, precision: str) -> Fidelity:
@@ -195,7 +206,7 @@ def check(path: Path, request: Request, expected: Arrays, precision: str) -> Fid
 def _compare(
     path: Path, request: Request, expected: Arrays, precision: str, optimize: bool | str
 ) -> Fidelity:
-    few = _few(request.samples)
+    few = request.checked()
     found = Session(path, threads=request.threads, optimize=optimize).run_samples(few)
     errors, scales, agreements, cosines, relative = [0.0], [0.0], [], [1.0], [0.0]
     for name, want in expected.items():
@@ -222,8 +233,3 @@ def _compare(
 def _cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(np.mean((a * b).sum(axis=1) / np.maximum(norms, 1e-30)))
-
-
-def _few(samples: Samples) -> Samples:
-    """The last ones: calibration looks at the first."""
-    return samples.subset(range(max(0, len(samples) - CHECKED), len(samples)))

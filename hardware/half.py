@@ -1,4 +1,4 @@
-"""Half precision for what an int8 graph leaves in float.
+"""Half precision: of a whole graph, and of what an int8 graph leaves in float.
 
 TensorRT runs what it can't run in int8 in the type of the floats around it.
 
@@ -9,7 +9,7 @@ that chip altogether. Scales of QuantizeLinear may be fp16 from opset 19 on.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,29 +60,43 @@ def halve(path: Path, feeds: Arrays, reference: Arrays) -> list[str]:
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset < HALF_SCALES:
         return [f"the rest stays fp32: opset {opset} has no fp16 scales"]
-    with quiet_third_party():
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        try:
-            half = convert_float_to_float16(
-                model, keep_io_types=True, disable_shape_infer=False, op_block_list=[]
-            )
-            after, before = (_error(Session(m).run(feeds), reference) for m in (half, model))
-        except CondensecError as error:
-            return [f"the rest stays fp32: its fp16 form doesn't run: {error.message[:120]}"]
-        except Exception as error:  # the converter's own
-            return [f"the rest stays fp32: {type(error).__name__} while converting"]
+    try:
+        half = _converted(model, op_block_list=[])
+        after, before = (_error(Session(m).run(feeds), reference) for m in (half, model))
+    except CondensecError as error:
+        return [f"the rest stays fp32: its fp16 form doesn't run: {error.message[:120]}"]
+    except Exception as error:  # the converter's own
+        return [f"the rest stays fp32: {type(error).__name__} while converting"]
     if not after <= _WORSE * before + _SAME:
         return [f"the rest stays fp32: in fp16 outputs are {after:.0%} off, without {before:.0%}"]
-    onnx.save_model(in_order(half), path)
+    onnx.save_model(half, path)
     return ["the rest in fp16"]
 
 
-def in_order(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with its nodes in topological order: the converter appends its Casts at the end."""
+def write(model: ir.Model, path: Path) -> list[str]:
+    """Write a float graph in half precision, inputs and outputs still float32; returns notes."""
+    import onnx
+
+    from condensec.serialized import to_proto
+
+    draft = path.with_suffix(".draft")
+    onnx.save_model(_converted(to_proto(model)), draft)
+    draft.replace(path)
+    return ["fp16 with float32 inputs and outputs"]
+
+
+def _converted(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
+    """A copy in fp16, inputs and outputs as they are, nodes in topological order.
+
+    The converter appends its Casts at the end, where onnxruntime takes them and ONNX's checker doesn't.
+    """
     from condensec.serialized import to_ir, to_proto
 
-    graph = to_ir(model)
+    with quiet_third_party():
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        made = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=False, **options)
+    graph = to_ir(made)
     graph.graph.sort()
     return to_proto(graph)
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from condensec import io
 from condensec.hardware import bias, calibration
 from condensec.hardware.quantize import PER_CHANNEL_OPSET, Scheme, folded, opset_of, quantize
-from condensec.hardware.sensitive import LayerError, layer_errors, macs
+from condensec.hardware.sensitive import LayerError, layer_errors
+from condensec.hardware.work import macs
 
 if TYPE_CHECKING:
     import onnx_ir as ir

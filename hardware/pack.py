@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from condensec.errors import ConfigError
+from condensec.hardware.graphmodel import GraphModel
 from condensec.hardware.isolate import Isolated
-from condensec.hardware.latency import GraphModel
 from condensec.hardware.nodecost import NodeCost
 from condensec.hardware.nodekey import NodeKey, key_of, own_key
 from condensec.hardware.widths import append_fused, fused_into, knots, resized

@@ -9,7 +9,8 @@ from typing import Any
 from condensec import io
 from condensec.hardware import isa
 from condensec.hardware.devicetable import DeviceTable
-from condensec.hardware.latency import GraphModel, Shapes, latency_model
+from condensec.hardware.graphmodel import GraphModel, Shapes, TimedModel
+from condensec.hardware.latency import latency_model
 from condensec.hardware.nodecost import NodeCost
 from condensec.hardware.nodekey import NodeKey, key_of, own_key
 from condensec.hardware.pack import packed, pieces, widths, write_script
@@ -65,7 +66,7 @@ def profile(target: Target, path: Path, shapes: Shapes | None = None) -> Profile
         ModelError, DataError, PostconditionError: the model doesn't load or run.
     """
     model = latency_model(target, path, shapes)
-    assert isinstance(model, GraphModel)
+    assert isinstance(model, TimedModel)
     total = max(model.dense_seconds, 1e-30)
     nodes = [
         NodeTime(name, model.originals[name][0].op if name else "", seconds, seconds / total)
@@ -96,7 +97,7 @@ def script(target: Target, path: Path, out: Path, shapes: Shapes | None = None) 
     return len(made)
 
 
-def _points(model: GraphModel) -> dict[NodeKey, float]:
+def _points(model: TimedModel) -> dict[NodeKey, float]:
     found: dict[NodeKey, float] = {}
     for part, seconds in zip(model.parts, model.part_times, strict=True):
         known = model.originals.get(part.owner or "") if part.own else None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from condensec.hardware.bias import Array, rounded
 from condensec.hardware.quantize import PER_CHANNEL_OPSET, WEIGHTED, opset_of
+from condensec.hardware.work import affordable, channel_axis, macs
 from condensec.runner import Session
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def layer_errors(
     layers = _install(proto, ranges, frozenset(exclude), shifts or {})
     if not layers:
         return []
-    count = int(np.clip(MACS / max(1, macs(source, samples)) / (len(layers) + 1), _LEAST, _MOST))
+    count = affordable(MACS / (len(layers) + 1), macs(source, samples), _LEAST, _MOST)
     session = Session(proto, threads=threads, optimize="basic")
     floats = [p.name for p in session.outputs if p.name in outputs and p.dtype == np.float32]
     off = np.zeros(len(layers), np.bool_)
@@ -86,30 +87,6 @@ def layer_errors(
         on[i] = True
         found.append(LayerError(name, relative_error(wanted, runner.run(on, count))))
     return sorted(found, key=lambda one: (-one.error, one.node))
-
-
-def macs(source: Path, samples: Samples) -> int:
-    """Multiply-accumulates of one sample's weighted nodes, about; by sizes, so that it's always the same."""
-    import onnx
-
-    proto = onnx.load_model(source, load_external_data=False)
-    for value in (v for v in proto.graph.input if v.name in samples.inputs):
-        for dim, size in zip(
-            value.type.tensor_type.shape.dim, (1, *samples.inputs[value.name].shape[1:]), strict=False
-        ):
-            if not dim.HasField("dim_value"):
-                dim.dim_value = size
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    outputs = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.output)}
-    weights = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
-    total = 0
-    for node in proto.graph.node:
-        shape = weights.get(node.input[1], ()) if node.op_type in WEIGHTED else ()
-        dims = [max(1, dim.dim_value) for dim in outputs.get(node.output[0], ())]
-        if shape:
-            channels = shape[channel_axis(node, len(shape))]
-            total += int(np.prod(shape)) // max(1, channels) * int(np.prod(dims, dtype=np.int64))
-    return total
 
 
 def relative_error(
@@ -239,14 +216,3 @@ class _Switch:
         self.nodes.append(helper.make_node("QuantizeLinear", [name, *settings], [f"{prefix}.q"]))
         self.nodes.append(helper.make_node("DequantizeLinear", [f"{prefix}.q", *settings], [f"{prefix}.dq"]))
         return f"{prefix}.dq"
-
-
-def channel_axis(node: onnx.NodeProto, rank: int) -> int:
-    """The axis of a weight that has one scale an entry: its output channels."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):
-        return 0
-    return rank - 1

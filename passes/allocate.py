@@ -22,7 +22,7 @@ from condensec.passes.knapsack import knapsack
 from condensec.passes.layers import Layer
 from condensec.passes.select import Choice, choose, objective
 from condensec.passes.sensitivity import Curve, LayerLoss, Sensitivity
-from condensec.passes.widths import Goal, Item, Widths, items_of, whole
+from condensec.passes.widths import Goal, Item, Widths, ceilings, items_of
 
 FloatArray = npt.NDArray[np.float64]
 REACHES = (1.0, 0.5, 0.25, 0.1)  # how far a level may lie from the current one, as a share of it
@@ -65,7 +65,7 @@ def allocate(
     if not first.reached or not goals:
         return first
     items = items_of(analysis, grid)
-    upper = {i.id: min(whole(i), (start or {}).get(i.id, whole(i))) for i in items}
+    upper = ceilings(items, start)
     state = _State(analysis, sensitivity, goals, grid, items, upper)
     best = state.spend(first.counts)
     if len(items) > MOST_ITEMS:

@@ -14,7 +14,7 @@ from condensec.passes.bodies import is_open
 from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
 from condensec.passes.groups import Group
-from condensec.passes.sensitivity import affordable, run
+from condensec.passes.sampling import affordable, run
 from condensec.passes.sites import sites
 from condensec.passes.supergraph import SuperGraph, build
 from condensec.runner import Session

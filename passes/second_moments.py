@@ -88,14 +88,15 @@ class Moments:
         wanted = sorted(set(names))
         given = {v.name for v in self.model.graph.inputs}
         outputs = {v.name for v in self.model.graph.outputs}
-        extra = [n for n in wanted if n not in given and n not in outputs]
+        inside = [n for n in wanted if n not in given]
+        extra = [n for n in inside if n not in outputs]
         session = Session(self.model, threads=self.threads, extra_outputs=extra)
         count, size = len(self.samples), session.batch_size or BATCH
         for start in range(0, count, size):
             stop = start + size if session.batch_size else min(start + size, count)
             index = np.arange(start, stop) % count
             feeds = {n: np.ascontiguousarray(a[index]) for n, a in self.samples.inputs.items()}
-            found = session.run(feeds, [n for n in wanted if n not in given])
+            found = session.run(feeds, inside) if inside else {}  # to onnxruntime no names are all of them
             yield len(index) / count, {**found, **{n: feeds[n] for n in wanted if n in given}}
 
 

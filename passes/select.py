@@ -21,7 +21,7 @@ from condensec.passes.criteria import Criterion, GroupView
 from condensec.passes.evidence import Evidence
 from condensec.passes.groups import Analysis, Group
 from condensec.passes.sensitivity import Sensitivity
-from condensec.passes.widths import CostFunction, Goal, Item, NodeShape, Widths, items_of, whole
+from condensec.passes.widths import CostFunction, Goal, Item, NodeShape, Widths, ceilings, items_of
 
 __all__ = [
     "Choice",
@@ -104,7 +104,7 @@ def choose(
             go with it.
     """
     items = items_of(analysis, grid)
-    counts = {i.id: min(whole(i), (start or {}).get(i.id, whole(i))) for i in items}
+    counts = ceilings(items, start)
     widths = Widths(analysis, goals).at(counts)
     limits = np.array([g.limit for g in goals], np.float64)
     scale = np.maximum(widths.totals, 1e-30)

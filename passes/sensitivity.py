@@ -4,119 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from condensec.data import Samples
-from condensec.data.side import batch_of, single_call
 from condensec.passes.closing import close_bodies
+from condensec.passes.curves import Curve, LayerLoss, Sensitivity
 from condensec.passes.fidelity import Outputs, sample_errors, standard_error
 from condensec.passes.groups import Analysis, Group
 from condensec.passes.layers import Layer, take_out
+from condensec.passes.sampling import BATCH, affordable, batches
 from condensec.passes.segments import Batch, Frontier, Line, Segment, behind
 from condensec.passes.similarity import similarities
 from condensec.passes.sites import sites
 from condensec.passes.supergraph import build
 from condensec.runner import Session
 
+__all__ = ["Curve", "LayerLoss", "Sensitivity", "measure"]
+
 Array = npt.NDArray[Any]
 RATIOS = (0.875, 0.75, 0.5, 0.25, 0.125)  # kept shares measured; in between, curves are interpolated
-MACS_PER_SECOND = 4e9  # a cautious figure for one or two cores
 MEASURED_PER_SECOND = 1e10  # the same where all but a few masks can be fused
 MOST = 256  # samples; more change the curves little
-BATCH = 32  # samples a call, where the model's batch is open
 FEWEST = 64  # samples of each loss; twice as many, and so on, until its standard error is at most
 RELATIVE, ABSOLUTE = 0.05, 1e-4  # this share of it, or so much
-TIE = 1e-9  # what similarity counts beside a loss
 Progress = Callable[[str, float], None]
 Metric = Callable[[Outputs, Samples], float]
 Measured = tuple[float, float, float | None]  # loss, its standard error, metric
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Loss of one group by kept units.
-
-    Attributes:
-        kept: numbers of kept units, descending, the first is all; the last may be extrapolated.
-        loss: output error at each, relative to the outputs' variance; never falling.
-        deviation: standard error of each measured loss over the samples; NaN where it isn't known.
-        metric: the metric at each measured one, the first is the original's; empty without labels.
-    """
-
-    kept: tuple[int, ...]
-    loss: tuple[float, ...]
-    deviation: tuple[float, ...] = ()
-    metric: tuple[float, ...] = ()
-
-    def at(self, count: float) -> float:
-        """Loss with ``count`` units kept, interpolated linearly."""
-        return float(np.interp(count, self.kept[::-1], self.loss[::-1]))
-
-
-@dataclass(frozen=True)
-class LayerLoss:
-    """What is lost when a whole layer goes.
-
-    Attributes:
-        loss: output error, relative to the outputs' variance.
-        deviation: its standard error; NaN where it isn't known.
-        metric: the metric, or None without labels.
-        similarity: cosine between what goes into the block and what comes out, mean over samples
-            (Men et al. 2024, ShortGPT, arXiv:2403.03853); 1: it adds nothing. NaN where it isn't known.
-    """
-
-    loss: float
-    deviation: float = float("nan")
-    metric: float | None = None
-    similarity: float = float("nan")
-
-    @property
-    def price(self) -> float:
-        """The loss; of equal ones the block that changes its input least comes first."""
-        return self.loss + (0.0 if np.isnan(self.similarity) else TIE * (1 - self.similarity))
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """Curves by group id.
-
-    Attributes:
-        curves: group id -> curve.
-        samples: calibration samples used, at most; fewer for losses that are known well by then.
-        seconds: time it took.
-        layers: layer id -> what its removal costs.
-        reused: share of the multiply-accumulates that didn't have to be done again.
-    """
-
-    curves: Mapping[str, Curve]
-    samples: int
-    seconds: float
-    layers: Mapping[str, LayerLoss] = field(default_factory=dict)
-    reused: float = 0.0
-    _known: dict[tuple[str, float], float] = field(default_factory=dict, repr=False, compare=False)
-
-    def loss(self, name: str, count: float) -> float:
-        """Loss with ``count`` units of a group kept, or with a layer there (1) or taken out (0)."""
-        found = self._known.get((name, count))
-        if found is None:
-            curve = self.curves.get(name)
-            found = curve.at(count) if curve is not None else 0.0 if count else self.layers[name].price
-            self._known[name, count] = found
-        return found
-
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """Group id -> kept share -> loss."""
-        return {
-            name: {
-                f"{k / curve.kept[0]:.4g}": loss
-                for k, loss in zip(curve.kept[1:], curve.loss[1:], strict=True)
-            }
-            for name, curve in self.curves.items()
-        }
 
 
 def measure(
@@ -318,46 +235,3 @@ def _ladder(group: Group, ratios: Sequence[float]) -> list[int]:
     """Kept counts to measure, descending, without repeats."""
     counts = {max(1, round(group.size * ratio)) for ratio in ratios}
     return sorted((n for n in counts if n < group.size), reverse=True)
-
-
-def affordable(macs: int, runs: int, seconds: float, least: int = 16, rate: float = MACS_PER_SECOND) -> int:
-    """How many samples fit into a time, by the size of the model alone.
-
-    Never by the clock: the same model, data and settings have to give the same choice.
-    """
-    return max(least, int(seconds * rate / max(1, macs * runs)))
-
-
-def batches(session: Session, samples: Samples) -> list[Batch]:
-    """Inputs a call; a model with a fixed batch gets whole ones, filled up with the last sample."""
-    size = session.batch_size or BATCH
-    count = len(samples)
-    found = []
-    for first in range(0, count, size):
-        stop = first + size if session.batch_size else min(first + size, count)
-        index = np.minimum(np.arange(first, stop), count - 1)
-        feeds = {n: np.ascontiguousarray(a[index]) for n, a in samples.inputs.items()}
-        found.append(single_call(session.ports, feeds))
-    return found
-
-
-def batch_size(session: Session, limit: int = BATCH) -> int:
-    """Samples a call: the model's own batch where it is fixed."""
-    own = [port for port in session.ports if not port[0].startswith("condensec.mask")]
-    return batch_of(own) or limit
-
-
-def run(session: Session, samples: Samples, masks: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs of the super-graph for all samples under one set of masks, joined along axis 0."""
-    size = batch_size(session)
-    count = len(samples)
-    parts: list[dict[str, Array]] = []
-    for first in range(0, count, size):
-        index = np.minimum(np.arange(first, first + size), count - 1)[: size if size != 32 else count - first]
-        feeds = {name: np.ascontiguousarray(array[index]) for name, array in samples.inputs.items()}
-        found = session.run({**feeds, **masks})
-        parts.append({name: session.by_sample(name, value) for name, value in found.items()})
-    return {
-        name: np.concatenate([p[name] for p in parts])[:count] if parts[0][name].ndim else parts[0][name]
-        for name in parts[0]
-    }

@@ -6,12 +6,14 @@ group. Changing one group touches its own nodes only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from condensec.axes import count_resolved
 from condensec.passes.context import Cost
 from condensec.passes.groups import Analysis, Group
 from condensec.passes.layers import Layer
@@ -80,6 +82,11 @@ def whole(item: Item) -> int:
     return item.size if isinstance(item, Group) else 1
 
 
+def ceilings(items: Iterable[Item], start: Mapping[str, int] | None) -> dict[str, int]:
+    """Counts that are not to be exceeded: of an earlier choice where there is one, else nothing is cut."""
+    return {i.id: min(whole(i), (start or {}).get(i.id, whole(i))) for i in items}
+
+
 def taken_out(analysis: Analysis, counts: Mapping[str, int]) -> tuple[str, ...]:
     """Ids of the layers that are taken out, in graph order."""
     return tuple(layer.id for layer in analysis.layers if not counts.get(layer.id, 1))
@@ -99,7 +106,8 @@ class Widths:
         self.goals = goals
         self.sizes: dict[int, int] = {}
         self.gone: set[str] = set()
-        self._costs = {c.node.name or "": c for c in analysis.context.costs}
+        self._costs = {c.node.name or "": _resolved(analysis, c) for c in analysis.context.costs}
+        self._batch = max(1, min((s[0] for s in analysis.world.inputs.values() if s), default=1))
         self._layers: dict[str, list[str]] = {}  # of each node that lies in any
         for layer in analysis.layers:
             for name in layer.weighted:
@@ -132,15 +140,14 @@ class Widths:
 
     def shape(self, cost: Cost) -> NodeShape:
         """A node at the current widths."""
-        count = self.analysis.axes.count
+        count = count_resolved
         macs = 1
         for factor in cost.factors:
             macs *= factor if isinstance(factor, int) else count(factor, self.sizes)
-        batch = max(1, min((s[0] for s in self.analysis.world.inputs.values() if s), default=1))
         return NodeShape(
             cost.node.name or "",
             cost.node.op_type,
-            macs // batch,
+            macs // self._batch,
             0 if cost.inputs is None else count(cost.inputs, self.sizes),
             0 if cost.outputs is None else count(cost.outputs, self.sizes),
             cost.groups if isinstance(cost.groups, int) else count(cost.groups, self.sizes),
@@ -193,6 +200,21 @@ class Widths:
             return np.zeros(len(self.goals))
         shape = self.shape(self._costs[node])
         return np.array([goal.cost(shape) for goal in self.goals], np.float64)
+
+
+def _resolved(analysis: Analysis, cost: Cost) -> Cost:
+    """A node's cost with its terms as they will stay: they are counted thousands of times."""
+
+    def resolved(term: Any) -> Any:
+        return term if term is None or isinstance(term, int) else analysis.axes.resolve(term)
+
+    return replace(
+        cost,
+        factors=tuple(map(resolved, cost.factors)),
+        inputs=resolved(cost.inputs),
+        outputs=resolved(cost.outputs),
+        groups=resolved(cost.groups),
+    )
 
 
 def _atom_ids(analysis: Analysis, cost: Cost) -> set[int]:

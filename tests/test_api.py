@@ -17,6 +17,7 @@ import condensec
 from condensec import Report, api
 from condensec.hardware.bench import Comparison, Measurement
 from condensec.plan import Plan
+from condensec.stages import deploy
 
 NET: dict[str, Any] = {"features": 8, "hidden": (32, 16), "classes": 4}
 
@@ -71,6 +72,17 @@ def test_a_lower_precision_has_to_be_accepted(folder: Path) -> None:
     assert api.emit("model.onnx", "a", accept=never, **options)["mobile-cpu"].precision == "fp32"
     assert seen
     assert api.emit("model.onnx", "b", accept=lambda path: True, **options)["mobile-cpu"].precision == "int8"
+
+
+def test_emission_keeps_the_same_guard_as_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy.Guard, "judge", lambda self, path: self.value - 0.02)  # two points less
+    options: dict[str, Any] = {"target": "mobile-cpu", "data": "d.npz", "metric": "top1"}
+    for quantize, drop, precision in (("int8", 1, "fp32"), ("int8", 3, "int8"), ("auto", 3, "int8")):
+        made = api.emit("model.onnx", f"{quantize}{drop}", quantize=quantize, max_drop=drop, **options)
+        assert made["mobile-cpu"].precision == precision
+    assert api.emit("model.onnx", "c", quantize="int8", **options)["mobile-cpu"].precision == "int8"
+    chosen = api.emit("model.onnx", "d", quantize="int8", calibrate="entropy", **options)["mobile-cpu"]
+    assert chosen.calibration == "entropy"
 
 
 def test_the_whole_line_tells_an_observer_and_the_log_and_prints_nothing(

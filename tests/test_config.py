@@ -145,6 +145,7 @@ def test_heal_and_shape() -> None:
         ({"patterns": "unstructured=0..5"}, "between 0 and 1"),
         ({"patterns": "unstructured=0.5:best"}, "unknown method 'best'"),
         ({"patterns": "2:4:layerwise"}, "same share in every layer"),
+        ({"patterns": "2:4:sensitivity"}, "same share in every layer"),
         ({"patterns": "2:4,unstructured=0.9"}, "exclude each other"),
         ({"patterns": "2:4", "budget": "macs<=0.5x"}, "nothing to budget"),
         ({"quantize": "int9"}, "did you mean 'int8'"),

@@ -17,8 +17,8 @@ from condensec.passes.evidence import Evidence
 from condensec.passes.fidelity import output_error
 from condensec.passes.gradients import unit_gradients
 from condensec.passes.groups import Analysis, analyze
+from condensec.passes.sampling import run
 from condensec.passes.select import unit_order
-from condensec.passes.sensitivity import run
 from condensec.passes.statistics import group_sites, moments, weights
 from condensec.passes.supergraph import build
 from condensec.runner import Session

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from condensec.data import Samples
 from condensec.errors import ConfigError, PostconditionError
-from condensec.hardware import emission, emit, rewrite
+from condensec.hardware import emission, emit, rewrite, work
 from condensec.hardware.bench import Comparison
 from condensec.hardware.target import Target, get
 from condensec.runner import Session
@@ -51,6 +51,17 @@ def test_fp32_is_the_same_network(tmp_path: Path) -> None:
     assert artifact.fidelity is not None
     assert artifact.fidelity.max_error < 1e-4
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.onnx"]
+
+
+def test_a_large_model_is_checked_on_fewer_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples = residual_cnn(), images()
+    macs = work.macs(ir.from_proto(model), samples)
+    for room, count in ((1e3, 32), (20, 20), (20.9, 20), (3, emission.LEAST_CHECKED)):
+        monkeypatch.setattr(emission, "CHECKED_MACS", room * macs)
+        artifact = emit.emit(model, parsed(), tmp_path / "out", samples=samples)
+        assert artifact.fidelity is not None
+        assert artifact.fidelity.samples == count
+        assert f"({count} samples)" in artifact.notes[-1]
 
 
 @pytest.mark.parametrize("dialect", ["ort", "ort_mobile", "tensorrt"])

@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from model_tools import as_constant_nodes
+from model_tools import as_constant_nodes, with_batch
 from models import depthwise_se_cnn, residual_cnn, transformer_encoder
 from onnx import TensorProto, helper, numpy_helper
 
-from condensec import config, io
+from condensec import io, settings
 from condensec.data import Samples
 from condensec.errors import ConfigError
-from condensec.hardware import calibration, choosing, emit, quantize, sensitive
+from condensec.hardware import calibration, choosing, emit, quantize, sensitive, work
 from condensec.hardware.emission import Request
 from condensec.hardware.latency import latency_model
 from condensec.hardware.target import Target, get
@@ -111,7 +111,7 @@ def test_masks_of_minus_infinity_dont_count(tmp_path: Path) -> None:
 
 
 def test_the_words_of_the_command_line_are_those_of_the_quantizer() -> None:
-    assert config.CALIBRATIONS == emit.CALIBRATIONS
+    assert settings.CALIBRATIONS == emit.CALIBRATIONS
     with pytest.raises(ConfigError, match="there is no calibration 'magic'"):
         emit.emit(residual_cnn(), elsewhere(), Path("x"), precision="int8", calibrate="magic")
 
@@ -172,10 +172,17 @@ def test_the_layer_that_loses_most_is_found(tmp_path: Path) -> None:
 
 def test_work_is_counted_by_sizes(tmp_path: Path) -> None:
     path, _ = prepared(fragile(), tmp_path, rows())
-    assert sensitive.macs(path, rows()) == 16 * 16 + 16 * 16 + 16 * 4
+    assert work.macs(path, rows()) == 16 * 16 + 16 * 16 + 16 * 4
     images_of = quantize.folded(ir.from_proto(residual_cnn()), tmp_path / "cnn.onnx")
     first = next(n for n in onnx.load(images_of).graph.node if n.op_type == "Conv")
-    assert sensitive.macs(images_of, images()) > 16 * 16 * 27 * 16, first.name
+    whole = work.macs(images_of, images())
+    assert whole > 16 * 16 * 27 * 16, first.name
+    assert work.macs(ir.from_proto(residual_cnn()), images()) == whole, "the same of a model in memory"
+    assert work.macs(ir.from_proto(with_batch(residual_cnn(), 4)), images()) == whole, "of one sample"
+    assert work.macs(ir.from_proto(as_constant_nodes(residual_cnn())), images()) == whole
+    made = emit.emit(residual_cnn(), elsewhere(), tmp_path, precision="int8", samples=images())
+    assert "DequantizeLinear" in ops(made.path)
+    assert work.macs(made.path, images()) == whole, "weights may be integers"
 
 
 def test_one_layer_alone_is_what_the_quantizer_makes_of_it(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from model_tools import with_batch
 from models import depthwise_se_cnn, grouped_cnn, residual_cnn, transformer_encoder
 
 from condensec.hardware import bench, isolate, latency, table, widths
+from condensec.hardware.graphmodel import GraphModel, TimedModel
 from condensec.hardware.isolate import Isolated
 from condensec.hardware.latency import AnalyticModel, TableModel, latency_model
 from condensec.hardware.nodecost import NodeCost, cost_of
@@ -166,6 +167,16 @@ def test_the_dense_sum_equals_the_dense_measurement(tmp_path: Path) -> None:
     assert nodes == pytest.approx(predictor.dense_seconds, rel=0.5)
     assert sum(predictor.node_times().values()) == pytest.approx(predictor.dense_seconds, rel=1e-6)
     assert predictor.predict(residual_cnn(width=96)) > 2 * predictor.dense_seconds
+
+
+def test_a_kind_of_model_that_is_half_made_is_refused_in_one_line() -> None:
+    class Half(TimedModel):
+        def _times(self, nodes: Iterable[Isolated]) -> list[float]:
+            return [0.0 for _ in nodes]
+
+    with pytest.raises(TypeError, match="own_seconds"):
+        Half(get("host"), residual_cnn(width=16), None)  # type: ignore[abstract]
+    assert GraphModel(get("host"), residual_cnn(width=16), None).parts  # the control: parts need no times
 
 
 def test_widths_are_interpolated_and_monotone() -> None:

@@ -18,8 +18,9 @@ from condensec.cli import main
 from condensec.errors import ConfigError
 from condensec.hardware import bench, context, devicetable, isa, pack, profile
 from condensec.hardware.context import Surcharge, surcharge
+from condensec.hardware.graphmodel import GraphModel
 from condensec.hardware.isolate import isolate, optimized
-from condensec.hardware.latency import GraphModel, latency_model
+from condensec.hardware.latency import latency_model
 from condensec.hardware.nodecost import NodeCost
 from condensec.hardware.nodekey import NodeKey, key_of, parse
 from condensec.hardware.points import Points, nonnegative

@@ -106,22 +106,65 @@ def depthwise() -> Network:
     return nodes, weights
 
 
-NETWORKS = {"residual": residual, "depthwise": depthwise}
+def edges() -> Network:
+    """First convolutions whose kernels don't reach every pixel, uneven pads, even kernels."""
+    nodes = [
+        node("Conv", "x w1 b1", "a", strides=[2, 3]), node("Relu", "a", "ar"),
+        node("Conv", "x w2", "c", strides=[2, 3], pads=[1, 0, 2, 3]), node("Relu", "c", "cr"),
+        node("Conv", "ar w3 b3", "d", pads=[0, 1, 2, 1]), node("Tanh", "d", "dt"),
+        node("Conv", "dt w4", "e", pads=[1, 1, 0, 2]), node("Conv", "cr w5", "f", **PADS),
+        node("ReduceMean", "e axes", "em", keepdims=1), node("Mul", "f em", "y"),
+    ]  # fmt: skip
+    weights = {
+        "w1": (32, 3, 3, 3), "b1": (32,), "w2": (15, 3, 4, 5), "w3": (45, 32, 3, 2), "b3": (45,),
+        "w4": (30, 45, 2, 4), "w5": (30, 15, 3, 3),
+    }  # fmt: skip
+    return nodes, weights
+
+
+def linear() -> Network:
+    """Matrices of which some have gradients large enough to be computed in blocks, one turned; Gelu."""
+    nodes = [
+        node("MatMul", "x w1", "a"), node("Div", "a root", "ar"), node("Erf", "ar", "e"),
+        node("Add", "e one", "f"), node("Mul", "a f", "af"), node("Mul", "af half", "at"),
+        node("MatMul", "at w2", "b"),
+        node("Add", "b b2", "c"), node("Tanh", "c", "ct"), node("MatMul", "ct w3", "y"),
+    ]  # fmt: skip
+    return nodes, {"w1": (14, 256), "w2": (256, 272), "b2": (272,), "w3": (272, 256)}
+
+
+# network and samples of a part: none, less than, exactly and twice what a block of samples takes
+NETWORKS = {
+    "residual": (residual, 3), "residual-4": (residual, 4), "residual-16": (residual, 16),
+    "residual-32": (residual, 32), "residual-24": (residual, 24), "depthwise": (depthwise, 3),
+    "edges-8": (edges, 8), "edges-32": (edges, 32), "linear-32": (linear, 32), "linear-20": (linear, 20),
+}  # fmt: skip
+CHANGED = {
+    "residual": 10,
+    "residual-4": 13,
+    "depthwise": 10,
+    "edges-8": 13,
+    "edges-32": 13,
+    "linear-32": 3,
+    "linear-20": 1,
+}
 
 
 def written(name: str, folder: Path) -> dict[str, Any]:
     """A network with a loss, its weights and inputs, as files."""
-    nodes, shapes = NETWORKS[name]()
+    network, samples = NETWORKS[name]
+    nodes, shapes = network()
     rng = np.random.default_rng(5)
     arrays = {
         n: (rng.standard_normal(s) / np.sqrt(np.prod(s[1:]))).astype(np.float32) for n, s in shapes.items()
     }
-    arrays["x"] = rng.standard_normal((3, 3, 12, 14)).astype(np.float32)
-    scalars = {"half": 0.5, "zero": 0.0, "six": 0.3}
+    arrays["x"] = rng.standard_normal((samples, 3, 12, 14)).astype(np.float32)
+    scalars = {"half": 0.5, "zero": 0.0, "six": 0.3, "root": 2**0.5, "one": 1.0}
     nodes = [*nodes, node("Mul", "y y", "square"), node("ReduceMean", "square", LOSS, keepdims=0)]
     inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, a.shape) for n, a in arrays.items()]
     loss = helper.make_tensor_value_info(LOSS, TensorProto.FLOAT, ())
     constants = [numpy_helper.from_array(np.float32(v), k) for k, v in scalars.items()]
+    constants.append(numpy_helper.from_array(np.array([0, 2, 3]), "axes"))
     graph = helper.make_graph(nodes, name, inputs, [loss], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     onnx.save(onnx.shape_inference.infer_shapes(model), str(folder / f"{name}.onnx"))
@@ -146,7 +189,8 @@ def answers(
     plain, changed = results(cases), {}
     for name, case in cases.items():
         Path(case["faster"]).write_bytes(Path(case["plain"]).read_bytes())
-        changed[name] = gradient_graph.improve(Path(case["faster"]), block).get("blocked", 0)
+        done = gradient_graph.improve(Path(case["faster"]), block)
+        changed[name] = sum(done.get(kind, 0) for kind in ("blocked", "Gemm", "Erf"))
     told = ask(folder, {"trials": [], "cases": cases})
     return changed, plain, results(cases), told
 
@@ -165,7 +209,7 @@ def test_gradients_in_blocks_are_the_plain_ones(name: str, answers: Any, block: 
     changed, plain, blocked, told = answers
     assert told[name] == []
     if block == 16:
-        assert changed[name] == {"residual": 10, "depthwise": 10}[name]
+        assert changed[name] == CHANGED.get(name, 14)
     for key, value in plain[name].items():
         scale = float(np.abs(value).max())
         assert scale > 0, key
@@ -190,6 +234,32 @@ def test_a_wrong_layout_is_noticed_and_not_used(answers: Any, block: int, tmp_pa
     assert len(told) == 1
     assert "of the gradient" in told[0]
     plain, found = answers[1]["residual"], np.load(case["result"])
+    for key, value in plain.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+def test_an_image_that_is_shifted_is_noticed_and_not_used(answers: Any, block: int, tmp_path: Path) -> None:
+    """The same for gradients of kernels: one pixel too many on the left, one too few on the right."""
+    if not block:
+        pytest.skip("this machine has no blocked convolutions")
+    case = written("edges-32", tmp_path)
+    ask(tmp_path, {"trials": [], "cases": {"edges": case}})
+    Path(case["faster"]).write_bytes(Path(case["plain"]).read_bytes())
+    gradient_graph.improve(Path(case["faster"]), block)
+    model = onnx.load(case["faster"])
+    sizes = {t.name: t for t in model.graph.initializer}
+    pads = [n.input[1] for n in model.graph.node if n.op_type == "Pad"]
+    values = {name: numpy_helper.to_array(sizes[name]) for name in pads}
+    pads = [name for name, v in values.items() if len(v) == 8 and v[3] == block]  # of [N, G, H, W b]
+    assert pads
+    for name in set(pads):
+        shifted = numpy_helper.to_array(sizes[name]) + np.array([0, 0, 0, block, 0, 0, 0, -block])
+        sizes[name].CopyFrom(numpy_helper.from_array(shifted, name))
+    onnx.save(model, case["faster"])
+    told = ask(tmp_path, {"trials": [], "cases": {"edges": case}})["edges"]
+    assert len(told) == 1
+    assert "of the gradient" in told[0]
+    plain, found = answers[1]["edges-32"], np.load(case["result"])
     for key, value in plain.items():
         np.testing.assert_array_equal(found[key], value, err_msg=key)
 

@@ -18,6 +18,7 @@ from models import random_feeds
 from condensec.data import Samples
 from condensec.errors import ConfigError, HealError
 from condensec.healing import features
+from condensec.healing.static import read
 from condensec.masked import masked
 from condensec.passes.groups import analyze
 from condensec.passes.prune import prune
@@ -98,6 +99,56 @@ def test_block_outputs_come_nearer_where_they_are_asked_for(
     led = setting.heal(epochs=8, lr=0.01, slices=plan.slices, losses=losses)
     assert distance(led.weights) < 0.9 * distance(plain.weights)
     assert distance(led.weights) < distance({})
+
+
+MASKS = {"float": np.float32(np.triu(np.full((1, 4, 4), -3.4e38), 1)), "bool": np.tri(4, dtype=bool)[None]}
+
+
+def _masked_attention(mask: np.ndarray) -> onnx.ModelProto:
+    """Attention over four positions with a residual sum behind it; a constant says who sees whom."""
+    added = "bias = Where(seen, zero, low)" if mask.dtype == bool else "bias = Identity(mask)"
+    name = "seen" if mask.dtype == bool else "mask"
+    return tiny(
+        f"""
+        k = MatMul(x, wk)
+        v = MatMul(x, wv)
+        kt = Transpose<perm=[0,2,1]>(k)
+        scores = MatMul(x, kt)
+        {added}
+        masked = Add(scores, bias)
+        p = Softmax<axis=-1>(masked)
+        mixed = MatMul(p, v)
+        out = MatMul(mixed, wo)
+        sum = Add(k, out)
+        y = MatMul(sum, wy)
+        """,
+        x=["N", 4, 8],
+        weights={
+            "wk": (8, 8), "wv": (8, 8), "wo": (8, 8), "wy": (8, 3), name: mask, "zero": np.float32(0),
+            "low": np.float32(-3.4e38),
+        },
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masked_scores_are_no_block_of_their_own(kind: str) -> None:
+    student = _masked_attention(MASKS[kind])
+    assert features.look(student, {}).blocks == ("sum",)
+    control = _masked_attention(np.float32(np.triu(np.full((1, 4, 4), -3.0), 1)))  # a bias by position
+    assert features.look(control, {}).blocks == ("masked", "sum")
+
+
+@pytest.mark.parametrize("low", [-3.4e38, -np.inf, np.nan, -1e9])
+def test_values_with_a_mask_in_them_are_not_compared(low: float) -> None:
+    model = models.mlp()
+    graph, _ = read(model, random_feeds(model, 16, seed=0))
+    name = graph.nodes[0].output[0]
+    plain = np.random.default_rng(0).normal(size=graph.shape(name)).astype(np.float32)
+    hidden = np.where(plain > 0, plain, np.float32(low))
+    insides = features.Insides({}, ())
+    assert not features.terms(graph, insides, {name: hidden}, [name], 1.0, 16)
+    (term,) = features.terms(graph, insides, {name: plain}, [name], 1.0, 16)  # the control
+    assert term.scale == pytest.approx(plain.var())
 
 
 def _interrupted() -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from healing_tools import Case, write_case
 from condensec.healing import client, environment, gradient_graph
 from condensec.healing.gradient_graph import selection
 from condensec.healing.gradient_graph.activation import clip_masks, relu_gradient
+from condensec.healing.gradient_graph.gelu import erf_products
 from condensec.healing.gradient_graph.writing import Writer
 from condensec.runner import Session
 
@@ -60,6 +62,18 @@ CASES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], dict[str, int]]] = 
     "clip": ("Clip", ((2, 3, 5, 7), np.array(-0.5, np.float32), np.array(0.75, np.float32)), {}, {"Clip": 1}),
     "relu6": ("Clip", ((2, 3, 5, 7), np.array(0, np.float32), np.array(1.5, np.float32)), {}, {"Clip": 1}),
     "clip-below": ("Clip", ((2, 3, 5, 7), np.array(0.25, np.float32)), {}, {}),
+    "gelu": ("Gelu", ((2, 3, 5, 7),), {}, {"GeluGrad": 1}),
+    # of which the builder takes the exact one's gradient
+    "gelu-tanh": ("Gelu", ((2, 3, 5, 7),), {"approximate": "tanh"}, {"GeluGrad": 1}),
+    "layer-norm": ("LayerNormalization", ((2, 5, 6), (6,), (6,)), {}, {"LayerNormalizationGrad": 1}),
+    "layer-norm-flat": (
+        "LayerNormalization",
+        ((7, 6), (6,), (6,)),
+        {"axis": 1},
+        {"LayerNormalizationGrad": 1},
+    ),
+    "layer-norm-bare": ("LayerNormalization", ((2, 5, 6), (6,)), {}, {"LayerNormalizationGrad": 1}),
+    "layer-norm-wide": ("LayerNormalization", ((2, 5, 6), (5, 6), (5, 6)), {"axis": 1}, {}),
     "pick": ("Gather", ((2, 3, 5), np.array(2)), {"axis": 1}, {"GatherGrad": 1}),
     "pick-last": ("Gather", ((2, 3, 5), np.array(-1)), {"axis": -1}, {"GatherGrad": 1}),
     "pick-several": ("Gather", ((2, 3, 5), np.array([2, 0])), {"axis": 1}, {}),
@@ -206,3 +220,44 @@ def test_the_mask_of_clip_is_exact_on_and_beside_its_bounds(low: float, high: fl
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
     [mask] = Session(model).run({"x": x}).values()
     np.testing.assert_array_equal(mask, ((x >= bounds[0]) & (x <= bounds[1])).astype(np.float32))
+
+
+def gelu_products(other: bool) -> tuple[int, np.ndarray, np.ndarray]:
+    """The builder's operators for Gelu: how many were replaced, the gradient and its finite difference."""
+    make, rng = onnx.helper.make_node, np.random.default_rng(3)
+    x, d = (rng.standard_normal(50).astype(np.float32) for _ in range(2))
+    scalars = {"r": 2**0.5, "one": 1.0, "half": 0.5, "c": 2 / np.pi**0.5, "r2": 1.7 if other else 2**0.5}
+    nodes = [
+        make("Div", ["x", "r"], ["a"]), make("Erf", ["a"], ["e"]), make("Add", ["e", "one"], ["f"]),
+        make("Mul", ["d", "half"], ["t"]), make("Mul", ["t", "f"], ["u"]), make("Identity", ["t"], ["t1"]),
+        make("Mul", ["x", "t1"], ["g"]), make("Mul", ["a", "a"], ["s"]), make("Neg", ["s"], ["n"]),
+        make("Exp", ["n"], ["ex"]), make("Mul", ["c", "ex"], ["k"]), make("Mul", ["g", "k"], ["m"]),
+        make("Div", ["m", "r2"], ["v"]), make("Sum", ["v", "u"], ["y"]),
+    ]  # fmt: skip
+    writer = Writer({}, scalars)
+    rewritten, count = erf_products(nodes, writer)
+    infos = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, x.shape) for n in "xdy"]
+    constants = [onnx.numpy_helper.from_array(np.float32(v), k) for k, v in scalars.items()]
+    graph = onnx.helper.make_graph(
+        rewritten, "g", infos[:2], infos[2:], [*constants, *writer.constants.values()]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    [y] = Session(model).run({"x": x, "d": d}).values()
+
+    def gelu(values: np.ndarray) -> np.ndarray:
+        return np.array([v / 2 * (1 + math.erf(v / math.sqrt(2))) for v in values])
+
+    wide, step = x.astype(float), 1e-5
+    return count, y, d * (gelu(wide + step) - gelu(wide - step)) / (2 * step)
+
+
+def test_the_gradient_of_gelu_is_its_finite_difference() -> None:
+    count, found, wanted = gelu_products(other=False)
+    assert count == 1
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_operators_that_only_look_like_gelu_are_left_alone() -> None:
+    count, found, wanted = gelu_products(other=True)
+    assert count == 0
+    assert np.abs(found - wanted).max() > 0.01

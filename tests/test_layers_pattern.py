@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from line_tools import compress
 from models import residual_cnn, save, save_samples, transformer_encoder
 
-from condensec import api, io, verify
+from condensec import io, verify
 from condensec.errors import PostconditionError
 from condensec.passes.groups import analyze
 from condensec.passes.layers import Layer
@@ -19,11 +20,9 @@ from condensec.passes.segments import Batch
 from condensec.passes.similarity import similarities
 from condensec.passes.widths import Widths
 from condensec.plan import read_plan
-from condensec.report.model import Report, read_report
+from condensec.report.model import read_report
 from condensec.report.terminal import text
 from condensec.stages import cycles
-
-FAST: dict[str, Any] = {"target": "mobile-cpu", "heal": "off", "max_drop": float("inf"), "jobs": 1}
 
 
 def encoder() -> onnx.ModelProto:
@@ -38,10 +37,6 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return save_samples(encoder(), tmp_path / "data.npz", count=96)
-
-
-def compress(model: Path, output: Path, **options: Any) -> Report:
-    return api.compress(model, output=output, **{**FAST, **options})
 
 
 def scaled(proto: onnx.ModelProto, layer: Layer, factor: float) -> onnx.ModelProto:

@@ -10,17 +10,16 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from line_tools import compress
 from models import residual_cnn, save, save_samples
 
-from condensec import api, io, verify
+from condensec import io, verify
 from condensec.errors import ConfigError, Interrupted
 from condensec.passes.groups import analyze
 from condensec.plan import read_plan
 from condensec.report.model import read_report
 from condensec.stages import front
 from condensec.stages.state import Candidate, Checkpoints, Progress
-
-FAST: dict[str, Any] = {"target": "mobile-cpu", "heal": "off", "max_drop": float("inf"), "jobs": 1}
 
 
 @pytest.fixture
@@ -31,10 +30,6 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return save_samples(residual_cnn(), tmp_path / "data.npz", count=96)
-
-
-def compress(model: Path, output: Path, **options: Any) -> Any:
-    return api.compress(model, output=output, **{**FAST, **options})
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, points: list[tuple[float, float]], count: int) -> list[float]:

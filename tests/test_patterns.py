@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from line_tools import FAST
 from models import mlp, residual_cnn, save, save_samples, transformer_encoder
 from onnx import numpy_helper
 
@@ -27,8 +28,6 @@ from condensec.runner import Session
 from condensec.sparsity import Sparsity, parse_sparsity
 from condensec.stages import patterns as stage
 from condensec.stages import zeros as zeros_stage
-
-FAST: dict[str, Any] = {"target": "mobile-cpu", "heal": "off", "max_drop": float("inf"), "jobs": 1}
 
 
 def conv(shape: tuple[int, ...], op: str = "Conv", **attributes: Any) -> Place:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from line_tools import compress
 from models import depthwise_se_cnn, residual_cnn, save, save_samples
 
 from condensec import api
@@ -21,9 +22,6 @@ from condensec.stages import cycles, finish
 from condensec.stages.state import Candidate, Checkpoints, Progress
 from condensec.stages.steps import Steps
 
-# a modelled target: nothing is timed, so runs repeat to the byte
-FAST: dict[str, Any] = {"target": "mobile-cpu", "heal": "off", "max_drop": float("inf"), "jobs": 1}
-
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -33,10 +31,6 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return save_samples(residual_cnn(), tmp_path / "data.npz", count=96)
-
-
-def compress(model: Path, output: Path, **options: Any) -> Any:
-    return api.compress(model, output=output, **{**FAST, **options})
 
 
 def test_the_files_of_a_run_and_what_they_say(model: Path, data: Path, tmp_path: Path) -> None:

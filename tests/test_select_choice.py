@@ -15,8 +15,9 @@ from condensec.passes.criteria import GroupView, criterion
 from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import prune
+from condensec.passes.sampling import affordable
 from condensec.passes.select import Goal, NodeShape, Widths, carried, choose, unit_order
-from condensec.passes.sensitivity import Curve, Sensitivity, affordable, measure
+from condensec.passes.sensitivity import Curve, Sensitivity, measure
 from condensec.passes.supergraph import build
 from condensec.runner import Session
 

@@ -17,9 +17,10 @@ from condensec.passes import criteria, segments, sensitivity
 from condensec.passes.fidelity import output_error, sample_errors
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.layers import take_out
+from condensec.passes.sampling import batches, run
 from condensec.passes.segments import Frontier, Line, behind
 from condensec.passes.select import unit_order
-from condensec.passes.sensitivity import Sensitivity, batches, measure, run
+from condensec.passes.sensitivity import Sensitivity, measure
 from condensec.passes.supergraph import build
 from condensec.runner import Session
 
@@ -97,6 +98,20 @@ def test_a_fixed_batch_that_does_not_divide_the_samples() -> None:
     a, b = mapped(fixed, samples), mapped(dynamic, samples)
     for name, curve in a.curves.items():
         np.testing.assert_allclose(curve.loss, b.curves[name].loss, rtol=1e-4, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [5, 32])
+def test_a_fixed_batch_is_filled_up_under_masks_too(size: int) -> None:
+    samples = samples_for(analyze(ir.from_proto(residual_cnn())), count=size + 3)
+    found = {}
+    for name, model in (("open", residual_cnn()), ("fixed", with_batch(residual_cnn(), size))):
+        analysis = analyze(ir.from_proto(model))
+        graph = build(analysis)
+        masks = graph.masks(analysis.kept({g.id: range(g.size // 2) for g in analysis.groups}))
+        found[name] = run(Session(graph.model), samples, masks)
+    for name, value in found["open"].items():
+        assert len(found["fixed"][name]) == size + 3
+        np.testing.assert_allclose(found["fixed"][name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_are_measured_as_they_are_taken_out() -> None:

@@ -18,7 +18,10 @@ from condensec.cli import main
 from condensec.data import Signature, TensorSpec
 from condensec.data.side import batch_of, copies, sample_axis, side_inputs, single_call
 from condensec.errors import ConfigError, DataError
+from condensec.healing.side import ports
+from condensec.model_signature import signature
 from condensec.runner import Session
+from condensec.serialized import to_ir
 from condensec.specs import input_value, parse_input
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
@@ -226,3 +229,21 @@ def test_inspect_sees_one_sample_and_nothing_frozen_by_the_batch(model: Path) ->
     assert [group.size for group in found.groups] == [16]
     assert found.macs == 8 * 16 + 16 * 4
     assert not any("can't be worked out" in axis.reason for axis in found.frozen)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [(-1, None), (0, None), ("", None), ("?", None), ("N", "N"), (3, 3)]
+)
+def test_all_readers_of_a_model_mean_the_same_by_a_dim(written: int | str, meant: int | str | None) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [written, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [written, 4])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    wanted = [("x", (meant, 4), True)]
+    assert ports(proto) == wanted
+    assert signature(to_ir(proto)).ports == wanted
+    assert Session(proto).ports == wanted
+    assert Session(proto).outputs[0].shape == (meant, 4)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +13,9 @@ from condensec.commands import options as o
 from condensec.commands.tables import table
 
 if TYPE_CHECKING:
-    from condensec.config import Config
-    from condensec.data import Samples
     from condensec.hardware.emission import Artifact
-    from condensec.metrics import Metric
+    from condensec.stages.deploy import Guard
 
-_MADE_UP = 192  # samples without --data: 128 to calibrate with, others to check on
 _Folder = Annotated[
     str | None,
     typer.Option(
@@ -97,87 +92,23 @@ def quantize(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Guard:
-    """The metric of graphs on held-out samples, against that of the model given."""
-
-    metric: Metric
-    samples: Samples
-    reference: Any
-    value: float
-    max_drop: float
-    threads: int
-
-    def judge(self, path: Path) -> float:
-        from condensec.errors import DataError
-        from condensec.runner import Session
-
-        try:
-            outputs = Session(path, threads=self.threads).run_samples(self.samples)
-            return self.metric.value(outputs, self.samples, self.reference)
-        except DataError:  # the model given passed this metric: a graph that doesn't is a bad one
-            return float("nan")
-
-    def accept(self, path: Path) -> bool:
-        """NaN never passes."""
-        return self.metric.points_lost(self.value, self.judge(path)) <= self.max_drop + 1e-6
-
-
 def _emit(model: str, output: str | None, ort: bool, **options: Any) -> None:
-    from condensec import io
-    from condensec.config import check_output, configure
-    from condensec.errors import TargetUnavailable
-    from condensec.hardware import emit as emission
-    from condensec.hardware.target import get
+    from condensec.config import configure
+    from condensec.stages.deploy import emitted
 
     folder = Path(output) if output is not None else Path(model).with_suffix(".emitted")
-    settings: Config = configure(model=model, output=folder, **options)
-    targets = [get(name) for name in settings.targets]
-    for target in targets:
-        if reason := target.available():
-            raise TargetUnavailable(f"target '{target.name}' can't be served on this machine: {reason}")
-    loaded = io.load(settings.model)
-    given, guard = _samples(settings, io.signature(loaded))
-    check_output(folder)
-    guarded = guard is not None and (settings.quantize == "auto" or options["max_drop"] is not None)
-    accept: Callable[[Path], bool] | None = guard.accept if guard is not None and guarded else None
-    made = {}
-    for target in targets:
-        console.current().progress(f"writing for {target.name}")
-        made[target.name] = emission.emit(
-            settings.model, target, folder / target.name, precision=settings.quantize, samples=given,
-            threads=settings.jobs, accept=accept if settings.quantize != "none" else None,
-            calibrate=settings.calibrate, ort=ort,
-        )  # fmt: skip
+    settings = configure(model=model, output=folder, **options)
+    made, guard = emitted(
+        settings,
+        folder,
+        guarded=options["max_drop"] is not None,
+        ort=ort,
+        tell=lambda target: console.current().progress(f"writing for {target}"),
+    )
     _show(made, guard)
 
 
-def _samples(settings: Config, signature: Any) -> tuple[Samples, _Guard | None]:
-    """Samples to calibrate with, and the guard; no guard without data."""
-    from condensec import data
-    from condensec.metrics import resolve
-    from condensec.probe import runnable_shapes
-    from condensec.runner import Session
-
-    values = settings.input_values
-    if settings.data is None:
-        shapes = runnable_shapes(settings.model, signature, settings.input_shapes, values)
-        made = data.synthetic(signature, seed=settings.seed, count=_MADE_UP, shapes=shapes, values=values)
-        return made, None
-    given, held = (
-        None if where is None else data.load(where, signature, seed=settings.seed, values=values)
-        for where in (settings.data, settings.val)
-    )
-    assert given is not None
-    splits = data.split(given, held, seed=settings.seed)
-    metric = resolve(settings.metric, splits.validation, signature)
-    reference = Session(settings.model, threads=settings.jobs).run_samples(splits.validation)
-    value = metric.value(reference, splits.validation, reference)
-    guard = _Guard(metric, splits.validation, reference, value, settings.max_drop, settings.jobs)
-    return splits.calibration, guard
-
-
-def _show(made: dict[str, Artifact], guard: _Guard | None) -> None:
+def _show(made: dict[str, Artifact], guard: Guard | None) -> None:
     rows, documents = [], {}
     for name, one in made.items():
         rows.append((name, one.precision, f"{one.bytes:,}", one.verified, str(one.path)))

@@ -46,7 +46,7 @@ def heal(incomplete: str) -> list[Offer]:
 
 def quantize(incomplete: str) -> list[Offer]:
     """Precisions."""
-    from condensec.config import QUANTIZATIONS
+    from condensec.settings import QUANTIZATIONS
 
     return _begin(((name, "") for name in QUANTIZATIONS), incomplete)
 

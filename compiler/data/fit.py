@@ -38,29 +38,12 @@ def fit(
     Raises:
         DataError: an array is missing, empty, of the wrong dtype or shape, or holds NaN or infinity.
     """
-    check_given(values or {}, [spec.name for spec in signature.inputs])
-    arrays = {**arrays, **{name: value for name, value in (values or {}).items() if name not in arrays}}
+    given = dict(values or {})
+    check_given(given, [spec.name for spec in signature.inputs])
+    arrays = {**arrays, **{name: value for name, value in given.items() if name not in arrays}}
     _check_names(arrays, signature, source)
     notes: list[str] = []
-    sides = signature.sides
-    inputs = {
-        spec.name: _checked(arrays[spec.name], spec, f"{source}: array '{spec.name}'", notes)
-        for spec in signature.inputs
-        if spec.name not in sides and spec.name not in (values or {})
-    }
-    if not inputs:
-        raise DataError(f"{source}: no input has a sample axis", hint="give at least one array of samples")
-    count = _check_counts({name: len(array) for name, array in inputs.items()}, source)
-    _check_shared_dims(inputs, signature, source)
-    for spec in signature.inputs:
-        value = (values or {}).get(spec.name)
-        if value is not None:
-            dims = spec.shape if spec.name in sides else spec.shape[1:]
-            inputs[spec.name] = copies(filled(spec.name, spec.dtype, value, _settled(dims, value)), count)
-        elif spec.name in sides:
-            where = f"{source}: array '{spec.name}'"
-            inputs[spec.name] = _one_for_all(np.asarray(arrays[spec.name]), spec, where, count, notes)
-    inputs = {spec.name: inputs[spec.name] for spec in signature.inputs}
+    inputs, count = _inputs(arrays, given, signature, source, notes)
     outputs, extras = {}, {}
     labels: Array | None = None
     by_name = {spec.name: spec for spec in signature.outputs}
@@ -79,6 +62,35 @@ def fit(
         else:
             notes.append(f"{where} isn't used: it's neither an input, an output nor labels")
     return Samples(inputs, labels, outputs or None, synthetic, source, extras, tuple(notes))
+
+
+def _inputs(
+    arrays: Mapping[str, Array],
+    values: Mapping[str, Array],
+    signature: Signature,
+    source: str,
+    notes: list[str],
+) -> tuple[dict[str, Array], int]:
+    """Every input's array, in the model's order, and how many samples there are."""
+    sides = signature.sides
+    inputs = {
+        spec.name: _checked(arrays[spec.name], spec, f"{source}: array '{spec.name}'", notes)
+        for spec in signature.inputs
+        if spec.name not in sides and spec.name not in values
+    }
+    if not inputs:
+        raise DataError(f"{source}: no input has a sample axis", hint="give at least one array of samples")
+    count = _check_counts({name: len(array) for name, array in inputs.items()}, source)
+    _check_shared_dims(inputs, signature, source)
+    for spec in signature.inputs:
+        value = values.get(spec.name)
+        if value is not None:
+            dims = spec.shape if spec.name in sides else spec.shape[1:]
+            inputs[spec.name] = copies(filled(spec.name, spec.dtype, value, _settled(dims, value)), count)
+        elif spec.name in sides:
+            where = f"{source}: array '{spec.name}'"
+            inputs[spec.name] = _one_for_all(np.asarray(arrays[spec.name]), spec, where, count, notes)
+    return {spec.name: inputs[spec.name] for spec in signature.inputs}, count
 
 
 def _check_names(arrays: Mapping[str, Array], signature: Signature, source: str) -> None:

@@ -17,6 +17,18 @@ from condensec.errors import DataError
 
 Array = npt.NDArray[Any]
 Shape = tuple[int | str | None, ...]
+_UNNAMED = ("", "?", "-1")
+
+
+def dim_of(given: int | str | None) -> int | str | None:
+    """One dim of a model's shape as it is meant: int = fixed, str = open and named, None = open, unnamed.
+
+    Exporters write open dims as 0, -1 or "?", too. onnxruntime takes -1 as open and 0 as it stands, so a
+    model with a 0 doesn't run; but no call of it would hold anything, so open is what was meant.
+    """
+    if isinstance(given, int):
+        return given if given > 0 else None
+    return None if given in _UNNAMED else given
 
 
 def side_inputs(inputs: Sequence[tuple[str, Shape, bool]]) -> frozenset[str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +19,8 @@ import onnx
 
 from condensec.data.side import batch_of, single_call
 from condensec.errors import HealError
-from condensec.healing import rows, solve
-from condensec.healing.layers import Layer, find_layers, graph_outputs
+from condensec.healing import rows, solve, systems
+from condensec.healing.layers import Layer, find_layers, graph_outputs, ordered
 from condensec.healing.side import ports
 from condensec.healing.stepper import Stepper
 
@@ -149,7 +149,7 @@ class _Run:
         uses: dict[str, list[Layer]] = {}
         for layer in self._layers:
             uses.setdefault(layer.weight, []).append(layer)
-        for number, (weight, layers, entangled) in enumerate(_ordered(uses, self._student)):
+        for number, (weight, layers, entangled) in enumerate(ordered(uses, self._student)):
             reason = entangled or next(filter(None, map(self._unfit, layers)), "")
             if reason:
                 self.skipped.append((weight, reason))
@@ -197,15 +197,15 @@ class _Run:
             self.skipped.append((layer.weight, "which of the original's channels it has isn't known"))
             return
         if shared:  # each has a bias of its own, or none: they stay
-            problem = _together(problems, [self._bias(one) for one in layers])
+            problem = systems.together(problems, [self._bias(one) for one in layers])
             bias = np.zeros_like(bias)
         else:
             problem = problems[0]
         free = bool(layer.bias or layer.norm) and not shared
-        fits = _solve(problem, matrix, bias, free)
+        fits = systems.solved(problem, matrix, bias, free)
         new = layer.view.write(rows.from_matrix(layer, np.stack([f.weight for f in fits]), old))
         if new.dtype != np.float32:  # rounded to what the file stores: judged as it will be
-            fits = _judged(problem, rows.as_matrix(layer, layer.view.read(new)), fits)
+            fits = systems.judged(problem, rows.as_matrix(layer, layer.view.read(new)), fits)
         before, after = (float(np.mean([getattr(f, k) for f in fits])) for k in ("before", "after"))
         accepted = before > _ROUNDING and after < _GAIN * before
         name = layer.node.proto.name or layer.node.outputs[0]
@@ -275,83 +275,6 @@ class _Run:
         shift = (bias + (0.0 if offset is None else offset)) / factor - mean
         moved = np.ascontiguousarray(np.broadcast_to(shift, own.shape), np.float32)
         return solve.Problem(x, own, held, layer.rectified and bool((factor > 0).all()), moved)
-
-
-def _ordered(uses: Mapping[str, list[Layer]], student: Stepper) -> Iterator[tuple[str, list[Layer], str]]:
-    """(weight, its layers, why they can't be solved for together) so that each comes behind what it reads.
-
-    Without shared weights that is the graph's order.
-    """
-    if all(len(layers) == 1 for layers in uses.values()):
-        yield from ((weight, layers, "") for weight, layers in uses.items())
-        return
-    owner = {layer.index: weight for weight, layers in uses.items() for layer in layers}
-    needs = {
-        weight: {
-            owner[i]
-            for layer in layers
-            for value in (layer.x, layer.other)
-            for i in student.ancestors(value)
-            if i in owner
-        }
-        for weight, layers in uses.items()
-    }
-    waiting = list(uses)
-    while waiting:
-        ready = (w for w in waiting if not needs[w].intersection(waiting))
-        weight = next(ready, "")
-        stuck = not weight  # a shared weight behind itself, or two behind each other
-        if stuck:
-            weight = next(w for w in waiting if len(uses[w]) > 1)
-        waiting.remove(weight)
-        reason = f"read by {len(uses[weight])} nodes, one behind another" if stuck else ""
-        yield weight, uses[weight], reason
-
-
-def _together(problems: list[solve.Problem], biases: list[np.ndarray]) -> solve.Problem:
-    """One problem of several that have the weight in common; what each of them adds to it is given."""
-    offsets = [
-        bias + (np.zeros_like(p.y) if p.offset is None else p.offset)
-        for p, bias in zip(problems, biases, strict=True)
-    ]
-    return solve.Problem(
-        np.concatenate([p.x for p in problems]),
-        np.concatenate([p.y - bias for p, bias in zip(problems, biases, strict=True)]),
-        np.concatenate([p.held for p in problems]),
-        all(p.rectified for p in problems),
-        np.concatenate(offsets).astype(np.float32),
-    )
-
-
-def _judged(problem: solve.Problem, matrix: np.ndarray, fits: list[solve.Fit]) -> list[solve.Fit]:
-    """Fits with other weights, their error measured anew on the held-out rows."""
-    held = solve.rows_where(problem.held)
-    found = []
-    for g, fit in enumerate(fits):
-        part = _group(problem, g, matrix)
-        error = part.error(part.x[held] @ matrix[g] + fit.bias, held)
-        found.append(replace(fit, weight=matrix[g], after=error))
-    return found
-
-
-def _group(problem: solve.Problem, g: int, matrix: np.ndarray) -> solve.Problem:
-    """One group's part of a problem."""
-    _, features, outputs = matrix.shape
-    columns = slice(g * outputs, (g + 1) * outputs)
-    offset = None if problem.offset is None else problem.offset[:, columns]
-    x = problem.x[:, g * features : (g + 1) * features]
-    return solve.Problem(x, problem.y[:, columns], problem.held, problem.rectified, offset)
-
-
-def _solve(problem: solve.Problem, matrix: np.ndarray, bias: np.ndarray, free: bool) -> list[solve.Fit]:
-    """One fit for each group of the weight."""
-    groups, _, outputs = matrix.shape
-    return [
-        solve.fit(
-            _group(problem, g, matrix), matrix[g], bias[g * outputs : (g + 1) * outputs], free_bias=free
-        )
-        for g in range(groups)
-    ]
 
 
 def _spread(array: np.ndarray, like: np.ndarray, axis: int) -> np.ndarray:

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from condensec.healing import losses
 from condensec.healing.graph import Graph, Node, reads
 from condensec.healing.stepper import constant_value
+from condensec.healing.trainable import is_weight
 
 Slices = Mapping[str, Mapping[int, tuple[int, ...]]]
 MOST = 6  # block outputs that are compared
 _BYTES = 1 << 30  # of the teacher's values there, all samples together
+_LARGEST = 1e8  # where a value has entries beyond, an attention mask was added to it
 # Operators whose output has the channels of their first input, in the same place.
 _KEEPERS = frozenset(
     name
@@ -77,14 +80,15 @@ def look(student: onnx.ModelProto, slices: Slices) -> Insides:
     """
     shapes = {t.name: tuple(t.dims) for t in student.graph.initializer}
     matches: dict[str, Match] = {}
-    learned: set[str] = {name for name, shape in shapes.items() if len(shape) > 1}
+    learned = {t.name for t in student.graph.initializer if len(t.dims) > 1 and _may_be_learned(t)}
     joins, activations = [], []
     for proto in student.graph.node:
         node = Node(proto)
         constant = constant_value(proto)
         if constant is not None:
             shapes[node.outputs[0]] = constant.shape
-            learned.update(node.outputs if constant.ndim > 1 else ())
+            held = constant.ndim > 1 and _may_be_learned(numpy_helper.from_array(constant))
+            learned.update(node.outputs if held else ())
             continue
         match = _behind(node, shapes, matches, slices)
         if match is not None:
@@ -97,6 +101,19 @@ def look(student: onnx.ModelProto, slices: Slices) -> Insides:
             elif node.op in _ACTIVATIONS:
                 activations.append(node.outputs[0])
     return Insides(matches, tuple(_behind_rectifier(student, joins) or activations))
+
+
+def _may_be_learned(tensor: onnx.TensorProto) -> bool:
+    """Whether a constant may be a weight: no positions, no booleans, no mask for attention scores.
+
+    What is computed of those alone is the same in teacher and student, and a sum with it is no block's.
+    """
+    kinds = onnx.TensorProto
+    if tensor.data_type in (kinds.INT64, kinds.INT32, kinds.BOOL):
+        return False
+    if tensor.data_type in (kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE):
+        return is_weight(numpy_helper.to_array(tensor))
+    return True
 
 
 def _behind(
@@ -167,7 +184,8 @@ def terms(
         graph: the student's training copy.
         insides: see `look`.
         answers: a sample of the teacher's values there.
-        names: the values; those without a counterpart of the same shape are left out.
+        names: the values; those without a counterpart of the same shape are left out, and those with
+            entries that aren't finite or are an attention mask's (a mean square would be of them alone).
         weight: of all together.
         count: training samples, whose values have to fit on the disk.
     """
@@ -181,9 +199,11 @@ def terms(
             value.ndim <= match.axis or max(match.kept) >= value.shape[match.axis]
         ):
             continue
-        mine = match.of(value)
-        variance = float(np.var(np.asarray(mine, np.float32)))
-        if mine.shape[1:] == shape[1:] and variance > 0 and np.isfinite(variance):
+        mine = np.asarray(match.of(value), np.float32)
+        if mine.shape[1:] != shape[1:] or not mine.size or not np.abs(mine).max() < _LARGEST:
+            continue
+        variance = float(np.var(mine))
+        if variance > 0:
             chosen[name] = (match, variance, 2 * count * mine[0].size)
     while sum(size for _, _, size in chosen.values()) > _BYTES:
         del chosen[max(chosen, key=lambda n: chosen[n][2])]

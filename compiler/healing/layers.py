@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -232,3 +232,34 @@ def find_layers(
 def graph_outputs(model: onnx.ModelProto) -> set[str]:
     """Names of the graph outputs."""
     return {o.name for o in model.graph.output}
+
+
+def ordered(uses: Mapping[str, list[Layer]], student: Stepper) -> Iterator[tuple[str, list[Layer], str]]:
+    """(weight, its layers, why they can't be solved for together) so that each comes behind what it reads.
+
+    Without shared weights that is the graph's order.
+    """
+    if all(len(layers) == 1 for layers in uses.values()):
+        yield from ((weight, layers, "") for weight, layers in uses.items())
+        return
+    owner = {layer.index: weight for weight, layers in uses.items() for layer in layers}
+    needs = {
+        weight: {
+            owner[i]
+            for layer in layers
+            for value in (layer.x, layer.other)
+            for i in student.ancestors(value)
+            if i in owner
+        }
+        for weight, layers in uses.items()
+    }
+    waiting = list(uses)
+    while waiting:
+        ready = (w for w in waiting if not needs[w].intersection(waiting))
+        weight = next(ready, "")
+        stuck = not weight  # a shared weight behind itself, or two behind each other
+        if stuck:
+            weight = next(w for w in waiting if len(uses[w]) > 1)
+        waiting.remove(weight)
+        reason = f"read by {len(uses[weight])} nodes, one behind another" if stuck else ""
+        yield weight, uses[weight], reason

@@ -7,7 +7,6 @@ weights are given back. Nothing here changes the student's file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -19,15 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from condensec.data.side import batch_of, side_inputs
-from condensec.errors import CondensecError, HealError
-from condensec.healing import budget, features, gradient_graph, losses, targets
+from condensec.data.side import side_inputs
+from condensec.errors import HealError
+from condensec.healing import budget, events, features, losses, parts, targets
 from condensec.healing.augment import resolve
 from condensec.healing.client import Event, Worker, follow
 from condensec.healing.environment import ensure
+from condensec.healing.events import Progress
 from condensec.healing.features import Slices
 from condensec.healing.judge import Judge
-from condensec.healing.options import HealOptions, HealResult, Round
+from condensec.healing.options import HealOptions, HealResult
+from condensec.healing.request import fingerprint, request_of
 from condensec.healing.side import ports, settled
 from condensec.healing.training import Training, prepare
 from condensec.healing.views import Views
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 
     from condensec.data import Samples
     from condensec.healing.graph import Graph
-
-Progress = Callable[[float, str], None]  # share of the work done in [0, 1], what is going on
-_VERSION = 2  # of the files in the state folder
 
 
 def heal(
@@ -88,9 +86,9 @@ def heal(
         reference = targets.reference(job.validation_files, job.training)
         judge = Judge(models.student, job.training, job.validation, metric, state, options, reference)
         with job.views, Worker(python, [str(job.request)], stall=options.stall) as worker:
-            on_view: dict[str, Callable[[Event], Mapping[str, Any]]] = {"gradient": _improve}
+            on_view: dict[str, Callable[[Event], Mapping[str, Any]]] = {"gradient": events.improve}
             on_view |= {"view": lambda event: {"files": job.views.get(int(event["epoch"]))}}
-            end = follow(worker, {"round": _on_round(judge, say), **on_view, **_pass_on(say)})
+            end = follow(worker, {"round": events.on_round(judge, say), **on_view, **events.pass_on(say)})
     except OSError as error:
         raise HealError(
             f"healing can't write to {state}: {error.strerror or error}", hint="is the disk full?"
@@ -166,11 +164,14 @@ def _prepare(
         begun: when the call began, for the time budget.
     """
     train, validation = given
-    part, batch = _batch_size(models.student, len(train), options)
+    part, batch = parts.sizes(models.student, max(1, min(options.batch, len(train))), options.jobs)
     augment = resolve(options.augment, train, seed=options.seed, batch=batch)
     outputs = targets.shared_outputs(models.student, models.teacher)
     answers, pace = targets.sample(models.teacher, train, outputs, options.jobs)
     training = _training(models, train, answers, options, part)
+    fitting = parts.fitting(models.student, training.model, part)
+    if fitting != part:
+        part, training = fitting, _training(models, train, answers, options, fitting)
     key = budget.job_key(models.path, models.teacher, options, (len(train), len(validation)))
     share = budget.stored(state, key)
     counts = (share.train, share.validation) if share else budget.counts(
@@ -194,8 +195,8 @@ def _prepare(
     if share is None:
         share = budget.Share(key, *counts, budget.remaining(options, begun))
         budget.store(state, share)
-    request = _request(training, files, share, options, state, (part, batch))
-    digest = _fingerprint(request, training, options, (train, validation))
+    request = request_of(training, files, share, options, state, (part, batch))
+    digest = fingerprint(request, training, options, (train, validation))
     path = state / "request.json"
     path.write_text(json.dumps({**request, "fingerprint": digest}), encoding="utf-8")
     return _Job(training, path, views, judged, validation)
@@ -231,133 +232,3 @@ def _training(
         return name in sides or bool(pattern and pattern.search(name))
 
     return prepare(settled(models.student, train, batch), feeds, choose, labels, freeze=is_frozen)
-
-
-def _request(
-    training: Training,
-    files: dict[str, dict[str, str]],
-    share: budget.Share,
-    options: HealOptions,
-    state: Path,
-    sizes: tuple[int, int],
-) -> dict[str, Any]:
-    """What the worker is asked to do; its weights and graph are written beside it.
-
-    Args:
-        training: the training graph.
-        files: samples and targets.
-        share: of the time budget.
-        options: settings.
-        state: folder to write to.
-        sizes: samples of one part, which the graph takes, and of a whole batch.
-    """
-    (state / "forward.onnx").write_bytes(training.model.SerializeToString())
-    paths = {}
-    for name, part in (("behind", training.behind), ("before", training.before)):
-        if part is not None:
-            paths[name] = str(state / f"{name}.onnx")
-            Path(paths[name]).write_bytes(part.SerializeToString())
-    names = list(training.weights)
-    initial = {f"w{i}": training.weights[name] for i, name in enumerate(names)}
-    targets.write_npz(state / "initial.npz", initial)
-    optimizer = {
-        "kind": options.optimizer,
-        "lr": options.lr,
-        "weight_decay": options.weight_decay,
-        "warmup": options.warmup,
-    }
-    return {
-        "model": str(state / "forward.onnx"),
-        **paths,
-        "weights": str(state / "initial.npz"),
-        "names": names,
-        **files,
-        "part": sizes[0],
-        "batch": sizes[1],
-        "samples": share.train,
-        "average": options.average,
-        "epochs": options.epochs,
-        "seconds": share.seconds,
-        "threads": options.jobs,
-        "seed": options.seed,
-        "trials": gradient_graph.trial.write(state),
-        "zeros": [name for name in names if name in options.zeros],
-        "optimizer": optimizer,
-        "state": str(state),
-    }
-
-
-def _batch_size(model: onnx.ModelProto, samples: int, options: HealOptions) -> tuple[int, int]:
-    """Samples of one part and of a whole batch: every thread takes a part at a time.
-
-    A model of fixed batch size takes parts of that size, and as many as make up what was asked for.
-    """
-    batch = max(1, min(options.batch, samples))
-    part = batch_of(ports(model))
-    if part is not None:
-        return part, part * max(1, batch // part)
-    lanes = min(max(1, options.jobs), batch)
-    return batch // lanes, batch // lanes * lanes
-
-
-def _fingerprint(
-    request: Mapping[str, Any], training: Training, options: HealOptions, samples: tuple[Samples, Samples]
-) -> str:
-    """Equal for equal jobs: a checkpoint of another job is not taken up."""
-    digest = hashlib.sha256()
-    plain = {k: v for k, v in request.items() if k not in ("threads", "state")}
-    how = [options.views, getattr(options.augment, "__qualname__", options.augment)]
-    digest.update(json.dumps([_VERSION, plain, how], sort_keys=True, default=str).encode())
-    digest.update(training.model.SerializeToString(deterministic=True))
-    for value in training.weights.values():
-        digest.update(np.ascontiguousarray(value).tobytes())
-    for part in samples:
-        digest.update(targets.summary(part))
-    return digest.hexdigest()
-
-
-def _improve(event: Event) -> Mapping[str, Any]:
-    """The worker's gradient graph, rewritten in place."""
-    return {"changed": gradient_graph.improve(Path(event["file"]), int(event.get("block", 0)))}
-
-
-def _on_round(judge: Judge, say: Progress) -> Callable[[Event], Mapping[str, Any]]:
-    def handle(event: Event) -> Mapping[str, Any]:
-        begun = time.monotonic()
-        try:
-            done: Round = judge.round(event)
-        except CondensecError as error:
-            raise HealError(f"the healed student can't be judged: {error}") from error
-        score = f"loss {done.validation_loss:.4g}" if done.metric is None else f"metric {done.metric:.4f}"
-        say(float(event["share"]), f"epoch {done.epoch:.2f}: {score} on validation")
-        stop = "stop" if judge.is_exhausted() else "go on"
-        return {"do": stop, "seconds": time.monotonic() - begun}
-
-    return handle
-
-
-def _pass_on(say: Progress) -> dict[str, Callable[[Event], None]]:
-    def progress(event: Event) -> None:
-        left = "" if event.get("left") is None else f", {float(event['left']):.0f} s left"
-        text = f"epoch {event['epoch']}: loss {event['loss']:.4g}, {event['rate']:.0f} samples/s{left}"
-        say(float(event["share"]), text)
-
-    def probed(event: Event) -> None:
-        say(0.0, f"a step of {100 * float(event['lr']):.2g}% of each weight's size does best in short runs")
-
-    def resumed(event: Event) -> None:
-        say(0.0, f"going on from step {event['step']}")
-
-    def diverged(event: Event) -> None:
-        say(0.0, f"diverged at step {event['step']}: rolled back, slower")
-
-    def slower(event: Event) -> None:
-        say(0.0, f"training the plain way: the faster one {event['why']}")
-
-    return {
-        "slower": slower,
-        "progress": progress,
-        "probed": probed,
-        "resumed": resumed,
-        "diverged": diverged,
-    }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from condensec.data.side import Shape, side_inputs, single_call
+from condensec.data.side import Shape, dim_of, side_inputs, single_call
 
 if TYPE_CHECKING:
     import onnx
@@ -26,9 +26,9 @@ def ports(model: onnx.ModelProto, without: Collection[str] = ()) -> list[tuple[s
 
 
 def dims(value: onnx.ValueInfoProto) -> Shape:
-    """A shape: int = fixed, str = named, None = unnamed. Some exporters write -1 for an open dim."""
+    """The shape of an input or output, see `condensec.data.side.dim_of`."""
     found = value.type.tensor_type.shape.dim
-    return tuple(dim.dim_value if dim.dim_value > 0 else dim.dim_param or None for dim in found)
+    return tuple(dim_of(d.dim_value if d.HasField("dim_value") else d.dim_param) for d in found)
 
 
 def settled(model: onnx.ModelProto, samples: Samples, rows: int) -> onnx.ModelProto:

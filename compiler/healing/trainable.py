@@ -86,7 +86,7 @@ def candidates(graph: Graph, weights: frozenset[str]) -> list[str]:
                 barred.add(name)
             elif name in weights or position in _PARAMETERS.get(node.op, ()):
                 found[name] = None
-    return [n for n in found if n not in barred and _is_weight(graph.constants[n])]
+    return [n for n in found if n not in barred and is_weight(graph.constants[n])]
 
 
 def stored_as_integers(model: onnx.ModelProto) -> tuple[tuple[str, str], ...]:
@@ -101,7 +101,8 @@ def stored_as_integers(model: onnx.ModelProto) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
-def _is_weight(value: np.ndarray) -> bool:
+def is_weight(value: np.ndarray) -> bool:
+    """Whether a constant's values can be a weight's: finite, and none as large as an attention mask's."""
     return value.size > 0 and bool(np.isfinite(value).all()) and float(np.abs(value).max()) < _MASK
 
 

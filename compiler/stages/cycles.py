@@ -71,13 +71,7 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
     fallen = steps.run("watch", collapse.collapsed, job, with_weights(cut.model, healed.weights), units)
     forbidden = collapse.forbids(job, fallen)
     safe = job.keeps_guard(healed.metric) and not forbidden
-    later = (
-        not safe
-        and not forbidden
-        and left > 1
-        and not progress.strict
-        and means.healer.can_wait(progress, healed.metric)
-    )
+    later = not safe and not forbidden and left > 1 and _can_wait(means, progress, healed)
     cycle = Cycle(
         n=len(progress.cycles) + 1,
         macs=macs_share(job, choice.counts),
@@ -94,13 +88,23 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
     if not safe and not later:
         return _rolled_back(job, replace(progress, failed=dict(choice.counts)), choice)
     best = Candidate(dict(choice.counts), units, healed.weights, healed.metric)
+    return _accepted(job, progress, best, safe=safe, reached=choice.reached)
+
+
+def _can_wait(means: Means, progress: Progress, healed: Healed) -> bool:
+    """Whether a later cycle may bring back what this one lost over the guard."""
+    return not progress.strict and means.healer.can_wait(progress, healed.metric)
+
+
+def _accepted(job: Job, progress: Progress, best: Candidate, *, safe: bool, reached: bool) -> Progress:
+    """The next cycle cuts on from here."""
     return replace(
         progress,
         best=best,
         safe=best if safe else progress.safe,
         front=(*progress.front, best) if safe and job.config.pareto else progress.front,
-        finished=choice.reached,
-        reached=choice.reached,
+        finished=reached,
+        reached=reached,
     )
 
 

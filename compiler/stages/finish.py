@@ -61,6 +61,23 @@ class Emitted:
     fallback: str = ""
 
 
+@dataclass(frozen=True)
+class Written:
+    """An accepted model, proven and written for every target, not published yet.
+
+    Attributes:
+        cut: as planned, not healed.
+        healed: the same with healed weights.
+        proven: of the cut.
+        emitted: by target.
+    """
+
+    cut: Cut
+    healed: ir.Model
+    proven: Proven
+    emitted: Mapping[str, Emitted]
+
+
 def feeds_of(job: Job, count: int) -> Feeds:
     """Real inputs for one call of ``count`` samples, or the model's own batch where it is fixed."""
     return job.loaded.signature.call(job.data.splits.calibration, count)
@@ -173,14 +190,14 @@ def _measured(
 ) -> Emitted:
     test = job.data.splits.test
     metric = job.evaluate(artifact.path, test, job.original_outputs(test))
-    comparison, predicted = timed(job, target, artifact.path, models)
+    comparison, predicted = timed(job, target, artifact, models)
     return Emitted(artifact, comparison, predicted, metric)
 
 
 def timed(
     job: Job,
     target: Target,
-    path: Path,
+    artifact: emit.Artifact,
     models: Mapping[str, LatencyModel],
     protocol: Protocol | None = None,
 ) -> tuple[bench.Comparison | None, tuple[float, float] | None]:
@@ -190,14 +207,13 @@ def timed(
     """
     feeds = feeds_of(job, 1)
     if target.measurable():
-        return bench.compare(job.loaded.path, path, feeds, protocol=protocol), None
+        return bench.compare(job.loaded.path, artifact.path, feeds, protocol=protocol), None
     model = models[target.name]
     shapes = {name: array.shape for name, array in feeds.items()}
-    given = io.load(path)
-    plain = unquantized(given)
+    original = job.once("unquantized", lambda: unquantized(job.loaded.model))
     # the file itself where nothing is quantized: onnxruntime reads sparse tensors, onnx-ir doesn't
-    emitted = model.predict(path if plain is given else plain, shapes)
-    return None, (model.predict(unquantized(job.loaded.model), shapes), emitted)
+    emitted = unquantized(io.load(artifact.path)) if artifact.precision == "int8" else artifact.path
+    return None, (model.predict(original, shapes), model.predict(emitted, shapes))
 
 
 def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets) -> dict[str, float]:
@@ -212,7 +228,7 @@ def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets
             if target is None:
                 continue
             artifact = written(job, target, job.analysis.runnable, Path(name) / target.name)
-            comparison, predicted = timed(job, target, artifact.path, models)
+            comparison, predicted = timed(job, target, artifact, models)
             if comparison is not None:
                 gains[limit.key] = comparison.ratio
             elif predicted is not None and predicted[0] > 0:

@@ -22,7 +22,7 @@ from condensec.metrics import Metric, resolve
 from condensec.passes.evidence import Evidence
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.layers import Layer
-from condensec.passes.sensitivity import affordable
+from condensec.passes.sampling import affordable
 from condensec.probe import runnable_shapes
 from condensec.runner import Session
 from condensec.specs import LAYERS

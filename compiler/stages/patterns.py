@@ -19,23 +19,26 @@ from condensec.errors import ConfigError, PostconditionError
 from condensec.hardware.target import Target
 from condensec.passes import patterns
 from condensec.passes.contraction import Place, arrays, places
+from condensec.passes.effects import effects
 from condensec.passes.patterns import Layer, Zeros
 from condensec.passes.prune import with_weights
+from condensec.passes.sampling import affordable
 from condensec.passes.second_moments import Moments
 from condensec.report.model import PatternResult, Report
 from condensec.sparsity import Sparsity, asked
 from condensec.stages import reorder
 from condensec.stages.cycles import final_cut
 from condensec.stages.job import Job, evidence
-from condensec.stages.kept import Kept
+from condensec.stages.kept import Kept, digest_of
 from condensec.stages.means import Means
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps
-from condensec.stages.zeros import Stage, by_layer, by_share
+from condensec.stages.zeros import Found, Stage, by_layer, by_share
 
 Weights = Mapping[str, npt.NDArray[Any]]
 GUARD = "taken out: the guard"
 NO_SPEED = "no speed gain in onnxruntime: its kernels multiply by zeros like by other numbers"
+EFFECT_SECONDS, LEAST_SAMPLES = 60.0, 4  # for the sensitivity map of zeros
 INDEX_BYTES = 8  # of one place of a sparse ONNX tensor (int64)
 
 
@@ -107,27 +110,15 @@ def apply(job: Job, means: Means, steps: Steps, progress: Progress) -> tuple[Pro
     cut, model = final_cut(job, progress.safe)
     cut, moved, where = steps.run("permute", reorder.reordered, job, cut, model, wanted)
     model = with_weights(model, moved)
-    layers, left_out = _layers(job, model, wanted)
-    if not layers:
-        raise ConfigError(
-            f"--patterns {wanted}: no weight can hold it: {next(iter(left_out.values()), 'there are none')}",
-            hint="use unstructured=0.9, or another m",
-        )
-    kept = Kept(Path(job.config.output) / "state" / "zeros")
-    stage = Stage(job, means.healer, steps, cut, {**progress.safe.weights, **moved}, progress, kept)
-    make = patterns.get(wanted.name)
-
-    def zeros(some: Sequence[Layer], spec: Sparsity) -> dict[str, Zeros]:
-        return steps.run("pattern", make, some, spec)
-
-    search = by_layer if wanted.m else by_share
-    found, reached, notes = search(stage, layers, wanted, zeros)
+    layers, left_out = _layers(job, model, wanted, steps)
+    base = {**progress.safe.weights, **moved}
+    kept = Kept(Path(job.config.output) / "state" / "zeros", digest_of(base, str(wanted), cut.plan.digest()))
+    stage = Stage(job, means.healer, steps, cut, base, progress, kept)
+    found, reached, notes = _searched(stage, layers, wanted)
     if found is None:
         left_out |= {layer.place.weight: GUARD for layer in layers}
         outcome = Outcome(wanted, (), left_out, notes=("no zeros could be set within the guard", *notes))
         return stage.progress, outcome
-    if job.points_lost(found.metric) > 0:
-        found = stage.heal(found, 1.0)
     held = tuple(layer.place for layer in layers if layer.place.weight in found.zeros)
     out = {p.weight: GUARD for p in (la.place for la in layers) if p not in held}
     safe = replace(stage.progress.safe, weights=found.weights, metric=found.metric)
@@ -136,8 +127,26 @@ def apply(job: Job, means: Means, steps: Steps, progress: Progress) -> tuple[Pro
     return done, Outcome(wanted, held, {**left_out, **out}, reached, found.metric, found.how, notes)
 
 
-def _layers(job: Job, model: ir.Model, wanted: Sparsity) -> tuple[list[Layer], dict[str, str]]:
-    """Weights that can hold a pattern, and why others can't."""
+def _searched(stage: Stage, layers: Sequence[Layer], wanted: Sparsity) -> Found:
+    """As many zeros as the guard allows, trained with what time is left if anything is lost."""
+    make = patterns.get(wanted.name)
+
+    def zeros(some: Sequence[Layer], spec: Sparsity) -> dict[str, Zeros]:
+        return stage.steps.run("pattern", make, some, spec)
+
+    search = by_layer if wanted.m else by_share
+    found, reached, notes = search(stage, layers, wanted, zeros)
+    if found is not None and stage.job.points_lost(found.metric) > 0:
+        found = stage.heal(found, 1.0)
+    return found, reached, notes
+
+
+def _layers(job: Job, model: ir.Model, wanted: Sparsity, steps: Steps) -> tuple[list[Layer], dict[str, str]]:
+    """Weights that can hold a pattern, and why others can't.
+
+    Raises:
+        ConfigError: none can.
+    """
     found, skipped = places(model)
     frozen = re.compile(job.config.freeze) if job.config.freeze else None
     kept = []
@@ -148,11 +157,37 @@ def _layers(job: Job, model: ir.Model, wanted: Sparsity) -> tuple[list[Layer], d
             skipped[place.weight] = f"its {place.size} input channels are no multiple of {wanted.unit}"
         else:
             kept.append(place)
+    if not kept:
+        raise ConfigError(
+            f"--patterns {wanted}: no weight can hold it: {next(iter(skipped.values()), 'there are none')}",
+            hint="use unstructured=0.9, or another m",
+        )
     moments = None
     if not job.data.synthetic and wanted.method not in ("magnitude", "layerwise"):
         moments = Moments(model, kept, evidence(job).samples, job.config.jobs)
     weights = arrays(model, kept)
-    return [Layer(p, weights[p.weight], moments) for p in kept], skipped
+    layers = [Layer(p, weights[p.weight], moments) for p in kept]
+    if wanted.method == "sensitivity":
+        layers = steps.run("effects", _with_effects, job, model, layers, wanted, steps)
+    return layers, skipped
+
+
+def _with_effects(
+    job: Job, model: ir.Model, layers: Sequence[Layer], wanted: Sparsity, steps: Steps
+) -> list[Layer]:
+    """The layers with what the outputs lose by each; on fewer samples where there is much to run."""
+    count = affordable(job.analysis.macs(), len(layers) + 1, EFFECT_SECONDS, LEAST_SAMPLES)
+    few = evidence(job).samples
+    few = few.first(min(count, len(few)))
+    found = effects(
+        model,
+        layers,
+        wanted.share,
+        few,
+        threads=job.config.jobs,
+        tell=lambda share: steps.progress("effects", share),
+    )
+    return [replace(layer, effect=found[layer.place.weight]) for layer in layers]
 
 
 def told(report: Report, outcome: Outcome | None, path: Path) -> Report:

@@ -70,8 +70,8 @@ def measured(
     with tempfile.TemporaryDirectory(prefix="condensec-aim-") as folder:
         for limit in limits:
             target = targets[limit.target]
-            path = finish.written(job, target, cut.model, Path(folder) / target.name).path
-            comparison, predicted = finish.timed(job, target, path, models, QUICK)
+            artifact = finish.written(job, target, cut.model, Path(folder) / target.name)
+            comparison, predicted = finish.timed(job, target, artifact, models, QUICK)
             if comparison is not None:
                 found[limit.key] = comparison.ratio
             else:

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from condensec.errors import ConfigError
 from condensec.report.model import Cycle
 
-VERSION = 2
+VERSION = 3
 _PLAIN = (
     *("step", "strict", "failed", "gains", "correction", "heal_seconds", "rounds", "finished", "reached"),
-    *("aim", "factors", "barred", "note"),
+    *("aim", "factors", "barred", "note", "settled"),
 )
 
 
@@ -63,6 +63,7 @@ class Progress:
         rounds: corrections of the latency model so far.
         finished: no cycle is left to do.
         reached: the budgets are met.
+        settled: which units stay is decided, by measured latency, too; zeros in a pattern follow.
     """
 
     best: Candidate = field(default_factory=Candidate)
@@ -82,6 +83,7 @@ class Progress:
     rounds: int = 0
     finished: bool = False
     reached: bool = False
+    settled: bool = False
 
 
 class Checkpoints:

@@ -38,7 +38,7 @@ from condensec.report.model import (
 from condensec.runner import Session, runtime_version
 from condensec.stages import aims
 from condensec.stages.diagram import diagram, layer_cuts
-from condensec.stages.finish import Emitted, Proven
+from condensec.stages.finish import Emitted, Proven, Written
 from condensec.stages.goals import Budgets, count_parameters, out_of_reach
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job, find_groups, load_at
@@ -261,17 +261,15 @@ def conclude(
     job: Job,
     means: Means,
     progress: Progress,
-    cut: Cut,
-    proven: Proven,
-    emitted: Mapping[str, Emitted],
+    written: Written,
     steps: Steps,
     staging: Path,
 ) -> Report:
     """Put the report together, with the metric on samples that nothing else has seen."""
-    model = staging / "model.onnx"
+    cut, model = written.cut, staging / "model.onnx"
     before = figures(job, job.analysis, job.loaded.path)
     after = figures(job, find_groups(job.config, load_at(model), job.data), model)
-    targets = target_results(job, emitted, progress.gains, staging)
+    targets = target_results(job, written.emitted, progress.gains, staging)
     budgets = budget_results(means.budgets, targets, before, after)
     layers = layer_cuts(job, cut, progress.safe.counts)
     met = all(b.met for b in budgets) or not means.budgets.asked
@@ -283,7 +281,7 @@ def conclude(
         after=after,
         targets=targets,
         cycles=progress.cycles,
-        verification=verification(proven, cut, targets),
+        verification=verification(written.proven, cut, targets),
         budgets=budgets,
         guard=guard_result(job, progress.safe.metric),
         healing=healing_result(means.healer, progress, steps),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from condensec.passes.prune import Cut, with_weights
 from condensec.sparsity import Sparsity
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job
-from condensec.stages.kept import Kept
+from condensec.stages.kept import Kept, Standing, Try
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps
 
@@ -28,19 +28,9 @@ GRADUAL = 0.5  # of the training for zeros that the rounds before the last may t
 TRIES = 6  # of a smaller share, or fewer layers, at most
 
 
-@dataclass(frozen=True)
-class Try:
-    """One application of a pattern."""
-
-    zeros: Mapping[str, Zeros]
-    weights: Weights
-    metric: float
-    how: str = "off"
-
-
 @dataclass
 class Stage:
-    """Everything a try needs; ``progress`` counts the healing used."""
+    """Everything a try needs; ``progress`` counts the healing used, ``standing`` says how far it is."""
 
     job: Job
     healer: Healer
@@ -49,7 +39,24 @@ class Stage:
     base: Weights
     progress: Progress
     kept: Kept
+    standing: Standing = field(default_factory=Standing)
     trainings: int = 0
+
+    def __post_init__(self) -> None:
+        found = self.kept.standing()
+        if found is not None:
+            self.standing, self.trainings = found, found.trainings
+            self.progress = replace(self.progress, heal_seconds=found.heal_seconds)
+
+    def now(self, **changes: Any) -> None:
+        """A step of the search has ended: a resumed run goes on from here."""
+        self.standing = replace(
+            self.standing,
+            **changes,
+            heal_seconds=self.progress.heal_seconds,
+            trainings=self.trainings,
+        )
+        self.kept.save(self.standing)
 
     def attempt(self, zeros: Mapping[str, Zeros]) -> Try:
         """Judge some zeros; where the guard is broken, heal under the mask with half of the time left."""
@@ -65,7 +72,7 @@ class Stage:
             return found
         names = sorted(found.zeros)
         number, self.trainings = self.trainings, self.trainings + 1
-        healed = self.kept.load(number, found.weights)
+        healed = self.kept.training(number, found.weights)
         if healed is None:
             try:
                 healed = self.steps.run(
@@ -73,7 +80,7 @@ class Stage:
                 )
             except HealError:
                 return found
-            self.kept.store(number, found.weights, healed)
+            self.kept.trained(number, found.weights, healed)
         spent = self.progress.heal_seconds + healed.gradient_seconds
         self.progress = replace(self.progress, heal_seconds=spent)
         weights = {**found.weights, **healed.weights}
@@ -105,21 +112,25 @@ Found = tuple[Try | None, bool, tuple[str, ...]]
 
 def by_share(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> Found:
     """The largest share of zeros within the guard, by bisection."""
-    gradual = _gradually(stage, layers, wanted, zeros)
-    found = gradual or stage.attempt(zeros(layers, wanted))
-    if gradual is not None and not stage.job.keeps_guard(found.metric):
-        found = stage.heal(found, 0.6)
-    if stage.job.keeps_guard(found.metric):
-        return found, True, () if gradual is None else (f"in {ROUNDS} rounds, trained between them",)
-    low, high, best = 0.0, wanted.share, None
-    for _ in range(TRIES):
-        share = round((low + high) / 2, 4)
+    if not stage.standing.tries:
+        found = _gradually(stage, layers, wanted, zeros)
+        if found is None:
+            found = stage.attempt(zeros(layers, wanted))
+        elif not stage.job.keeps_guard(found.metric):
+            found = stage.heal(found, 0.6)
+        within = stage.job.keeps_guard(found.metric)
+        stage.now(tries=1, current=None, high=wanted.share, best=found if within else None, reached=within)
+    if stage.standing.reached:
+        gradual = f"in {ROUNDS} rounds, trained between them"
+        return stage.standing.best, True, (gradual,) if stage.standing.rounds else ()
+    while stage.standing.tries <= TRIES:
+        share = round((stage.standing.low + stage.standing.high) / 2, 4)
         found = stage.attempt(zeros(layers, replace(wanted, share=share)))
-        if stage.job.keeps_guard(found.metric):
-            low, best = share, found
-        else:
-            high = share
-    return best, False, (f"the guard allowed {low:.3g} of {wanted.share:.3g} zeros",)
+        within = stage.job.keeps_guard(found.metric)
+        bound = {"low": share, "best": found} if within else {"high": share}
+        stage.now(tries=stage.standing.tries + 1, **bound)
+    allowed = f"the guard allowed {stage.standing.low:.3g} of {wanted.share:.3g} zeros"
+    return stage.standing.best, False, (allowed,)
 
 
 def _gradually(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> Try | None:
@@ -131,12 +142,13 @@ def _gradually(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: M
     Returns:
         None where all may go at once (few zeros), or where there is no time to train.
     """
-    seconds = stage.healer.seconds_left(stage.progress, GRADUAL / ROUNDS)
-    if wanted.share < MANY or seconds is None or not ROUND_SECONDS <= seconds < math.inf:
-        return None
-    weights = dict(stage.base)
-    found: Try | None = None
-    for number in range(1, ROUNDS + 1):
+    if not stage.standing.rounds:  # once begun, they are ended
+        seconds = stage.healer.seconds_left(stage.progress, GRADUAL / ROUNDS)
+        if wanted.share < MANY or seconds is None or not ROUND_SECONDS <= seconds < math.inf:
+            return None
+    for number in range(stage.standing.rounds + 1, ROUNDS + 1):
+        before = stage.standing.current
+        weights = stage.base if before is None else before.weights
         share = wanted.share * (1 - (1 - number / ROUNDS) ** 3)
         now = [replace(layer, weight=weights.get(layer.place.weight, layer.weight)) for layer in layers]
         made = zeros(now, replace(wanted, share=round(share, 4)))
@@ -144,30 +156,35 @@ def _gradually(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: M
         found = Try(made, new, stage.judged(new))
         if number < ROUNDS:
             found = stage.heal(found, GRADUAL / (ROUNDS - number) / 2)
-        weights = dict(found.weights)
-    return found
+        stage.now(rounds=number, current=found)
+    return stage.standing.current
 
 
 def by_layer(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> Found:
     """As many layers as the guard allows: those whose outputs change most are taken out first."""
-    every = zeros(layers, wanted)
-    found = stage.attempt(every)
-    if stage.job.keeps_guard(found.metric):
-        return found, True, ()
+    if stage.standing.current is None:
+        stage.now(current=Try(zeros(layers, wanted), {}, math.nan))
+    assert stage.standing.current is not None
+    every = stage.standing.current.zeros
+    if not stage.standing.tries:
+        found = stage.attempt(every)
+        within = stage.job.keeps_guard(found.metric)
+        stage.now(tries=1, high=len(every), best=found if within else None, reached=within)
+    if stage.standing.reached:
+        return stage.standing.best, True, ()
     order = sorted(every, key=lambda name: -every[name].damage)
-    low, high, best = 0, len(order), None  # layers taken out: too few, all
-    for _ in range(min(TRIES, max(1, math.ceil(math.log2(len(order) + 1))))):
+    for _ in range(stage.standing.tries, 1 + min(TRIES, max(1, math.ceil(math.log2(len(order) + 1))))):
+        low, high = int(stage.standing.low), int(stage.standing.high)  # layers taken out: too few, all
         middle = (low + high) // 2
         if middle == low:
             break
-        out = order[:middle]
-        found = stage.attempt({name: z for name, z in every.items() if name not in out})
-        if stage.job.keeps_guard(found.metric):
-            high, best = middle, found
-        else:
-            low = middle
+        found = stage.attempt({name: z for name, z in every.items() if name not in order[:middle]})
+        within = stage.job.keeps_guard(found.metric)
+        bound = {"high": middle, "best": found} if within else {"low": middle}
+        stage.now(tries=stage.standing.tries + 1, **bound)
+    best = stage.standing.best
     if best is None and len(order) > 1:
         last = stage.attempt({order[-1]: every[order[-1]]})
         best = last if stage.job.keeps_guard(last.metric) else None
-    count = len(order) if best is None else high
+    count = len(order) if best is None else int(stage.standing.high)
     return best, False, (f"{count} of {len(order)} layers were taken out to keep the guard",)

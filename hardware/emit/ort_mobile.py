@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condensec import io
-from condensec.hardware import int8, rewrite
+from condensec.hardware import half, int8, rewrite
 from condensec.hardware.emit.ort import depthwise, prepared, scheme
 from condensec.hardware.emit.ort import variants as ort_variants
-from condensec.hardware.half import in_order
 from condensec.hardware.mobile_checks import usability
-from condensec.hardware.quiet import quiet_third_party
 from condensec.runner import Session
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
         int8.write(request, lambda: model, recipe, scheme(recipe, "s8"), path)
         notes.append(f"int8 (QDQ, {recipe.variant}), s8 activations, s8 weights per channel")
     elif recipe.precision == "fp16":
-        notes += write_fp16(model, path)
+        notes += half.write(model, path)
     else:
         io.save(model, path)
     return notes + usability(path)
@@ -76,18 +74,3 @@ def fixed(request: Request) -> tuple[ir.Model, list[str]]:
     rewrite.flatten_to_reshape(model)
     notes.append("fixed shapes: " + ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in shapes.items()))
     return model, notes
-
-
-def write_fp16(model: ir.Model, path: Path) -> list[str]:
-    """Write the graph in half precision, inputs and outputs still float32."""
-    from condensec.serialized import to_proto
-
-    with quiet_third_party():
-        import onnx
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        half = convert_float_to_float16(to_proto(model), keep_io_types=True, disable_shape_infer=False)
-        draft = path.with_suffix(".draft")
-        onnx.save_model(in_order(half), draft)
-        draft.replace(path)
-    return ["fp16 with float32 inputs and outputs"]

@@ -14,7 +14,6 @@ import numpy as np
 from condensec import io
 from condensec.errors import PostconditionError
 from condensec.hardware import half, int8, rewrite
-from condensec.hardware.emit.ort_mobile import write_fp16
 from condensec.hardware.quantize import WEIGHTED, Scheme
 from condensec.hardware.quiet import quiet_third_party
 from condensec.runner import Session
@@ -47,7 +46,7 @@ def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
         feeds = request.feeds()
         notes += half.halve(path, feeds, request.once("one call", lambda: Session(request.model).run(feeds)))
     elif recipe.precision == "fp16":
-        notes += write_fp16(model, path)
+        notes += half.write(model, path)
     else:
         io.save(model, path)
     return notes

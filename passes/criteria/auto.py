@@ -13,7 +13,7 @@ from condensec.passes.criteria import FloatArray, GroupView, criterion
 from condensec.passes.evidence import Evidence
 from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Group
-from condensec.passes.sensitivity import affordable, run
+from condensec.passes.sampling import affordable, run
 from condensec.passes.supergraph import build
 from condensec.runner import Session
 

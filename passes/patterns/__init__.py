@@ -34,11 +34,13 @@ class Layer:
         place: where it is contracted.
         weight: its value.
         moments: of the inputs; None without data.
+        effect: of the energy it loses on the outputs, see `condensec.passes.effects`; 1 where not measured.
     """
 
     place: Place
     weight: Array
     moments: Moments | None = None
+    effect: float = 1.0
 
     @property
     def matrix(self) -> Array:

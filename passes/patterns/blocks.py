@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from condensec.passes import surgeon
 from condensec.passes.patterns import Layer, Zeros, finished, pattern
-from condensec.passes.patterns.unstructured import cheapest, shares
+from condensec.passes.patterns.unstructured import cheapest, methods, ranked, shares
 from condensec.sparsity import Sparsity
 
 FloatArray = npt.NDArray[np.float64]
@@ -20,15 +20,13 @@ Bools = npt.NDArray[np.bool_]
 def blocks(layers: Sequence[Layer], asked: Sparsity) -> dict[str, Zeros]:
     """The cheapest blocks go; methods as for single weights, with the price of a block the sum of its own."""
     fit = [layer for layer in layers if layer.place.size % asked.width == 0]
-    method = asked.method or ("obs" if any(layer.moments is not None for layer in fit) else "magnitude")
-    if method in ("layerwise", "wanda"):
+    shared, within = methods(fit, asked)
+    if shared in ("layerwise", "wanda"):
         parts = {layer.place.weight: asked.share for layer in fit}
     else:
-        prices = [joined(np.square(layer.matrix.astype(np.float64)), asked.width).ravel() for layer in fit]
-        if method == "obs":
-            prices = [p / max(float(p.mean()), 1e-30) for p in prices]
+        prices = [joined(ranked(layer, shared), asked.width).ravel() for layer in fit]
         parts = shares(fit, prices, asked.share)
-    return {layer.place.weight: _of(layer, parts[layer.place.weight], asked.width, method) for layer in fit}
+    return {layer.place.weight: _of(layer, parts[layer.place.weight], asked.width, within) for layer in fit}
 
 
 def joined(prices: FloatArray, width: int) -> FloatArray:

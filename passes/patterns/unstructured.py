@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from condensec.passes import surgeon
+from condensec.passes.effects import energies
 from condensec.passes.patterns import Layer, Zeros, finished, pattern
 from condensec.sparsity import Sparsity
 
@@ -24,21 +25,30 @@ def unstructured(layers: Sequence[Layer], asked: Sparsity) -> dict[str, Zeros]:
       share the zeros by magnitude over their own mean square.
     - ``wanda`` (Sun et al. 2023, arXiv:2306.11695): ``|W|`` times the norm of the input, row by row.
     - ``magnitude``: by ``|W|``, all layers ranked together; ``layerwise``: the same share in every layer.
+    - ``sensitivity``: the layers share the zeros by what they do to the outputs (`condensec.passes.effects`);
+      within each as ``obs``, or by ``|W|`` without data.
     """
-    method = asked.method or ("obs" if any(layer.moments is not None for layer in layers) else "magnitude")
-    if method in ("layerwise", "wanda"):
-        shares = {layer.place.weight: asked.share for layer in layers}
+    shared, within = methods(layers, asked)
+    if shared in ("layerwise", "wanda"):
+        found = {layer.place.weight: asked.share for layer in layers}
     else:
-        shares = _shares(layers, asked.share, scaled=method == "obs")
-    return {layer.place.weight: _of(layer, shares[layer.place.weight], method) for layer in layers}
+        found = shares(layers, [ranked(layer, shared).ravel() for layer in layers], asked.share)
+    return {layer.place.weight: _of(layer, found[layer.place.weight], within) for layer in layers}
 
 
-def _shares(layers: Sequence[Layer], share: float, *, scaled: bool) -> dict[str, float]:
-    """Share of zeros of each layer when all weights are ranked together."""
-    prices = [np.square(layer.weight.astype(np.float64)).ravel() for layer in layers]
-    if scaled:
-        prices = [p / max(float(p.mean()), 1e-30) for p in prices]
-    return shares(layers, prices, share)
+def methods(layers: Sequence[Layer], asked: Sparsity) -> tuple[str, str]:
+    """How zeros are shared between layers, and how they are chosen within each."""
+    default = "obs" if any(layer.moments is not None for layer in layers) else "magnitude"
+    method = asked.method or default
+    return method, default if method == "sensitivity" else method
+
+
+def ranked(layer: Layer, method: str) -> FloatArray:
+    """What a layer's weights cost when all layers are ranked together, ``[groups, rows, columns]``."""
+    if method == "sensitivity":
+        return energies(layer) * layer.effect
+    prices = np.square(layer.matrix.astype(np.float64))
+    return prices / max(float(prices.mean()), 1e-30) if method == "obs" else prices
 
 
 def shares(layers: Sequence[Layer], prices: list[FloatArray], share: float) -> dict[str, float]:

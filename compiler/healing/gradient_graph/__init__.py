@@ -13,10 +13,13 @@ from pathlib import Path
 
 import onnx
 
-from condensec.healing.gradient_graph import selection, trial
+from condensec.healing.gradient_graph import product, selection, trial
 from condensec.healing.gradient_graph.activation import clip_masks, relu_gradient
-from condensec.healing.gradient_graph.blocked import DOMAIN, Blocked
+from condensec.healing.gradient_graph.blocked import Blocked
 from condensec.healing.gradient_graph.convolution import data_gradient
+from condensec.healing.gradient_graph.gelu import erf_products, gelu_gradient
+from condensec.healing.gradient_graph.layout import DOMAIN
+from condensec.healing.gradient_graph.normalization import layer_gradient
 from condensec.healing.gradient_graph.writing import Shape, Writer
 from condensec.healing.graph import reads
 from condensec.healing.stepper import constant_value
@@ -24,9 +27,13 @@ from condensec.healing.stepper import constant_value
 __all__ = ["improve", "trial"]
 
 Rule = Callable[[onnx.NodeProto, Writer], list[onnx.NodeProto] | None]
-FIRST: dict[str, Rule] = {"ReluGrad": relu_gradient}
+FIRST: dict[str, Rule] = {
+    "ReluGrad": relu_gradient,
+    "LayerNormalizationGrad": layer_gradient,
+    "GeluGrad": gelu_gradient,
+}
 Rules = Callable[[list[onnx.NodeProto], Writer], tuple[list[onnx.NodeProto], int]]
-WHOLE: dict[str, Rules] = {"Clip": clip_masks, "GatherGrad": selection.rewrite}
+WHOLE: dict[str, Rules] = {"Clip": clip_masks, "GatherGrad": selection.rewrite, "Erf": erf_products}
 LAST: dict[str, Rule] = {"ConvGrad": data_gradient}
 
 
@@ -51,8 +58,10 @@ def improve(path: Path, block: int = 0) -> dict[str, int]:
     if block:
         blocked = Blocked(writer, block)
         nodes = blocked.rewrite(nodes, [o.name for o in graph.output])
-        if blocked.changed:
-            changed["blocked"] = blocked.changed
+        nodes, products = product.rewrite(nodes, writer, block)
+        counts = {"blocked": blocked.changed, "Gemm": products}
+        changed |= {name: count for name, count in counts.items() if count}
+        if any(counts.values()):
             model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     nodes = _applied(LAST, nodes, writer, changed)
     if changed:

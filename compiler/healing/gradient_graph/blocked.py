@@ -21,10 +21,10 @@ import onnx
 
 from condensec.healing.gradient_graph import layout
 from condensec.healing.gradient_graph.convolution import Geometry, kernel_gradient
+from condensec.healing.gradient_graph.kernel import Kernel, Layout, is_worth
 from condensec.healing.gradient_graph.writing import Writer, chain
 from condensec.healing.graph import Node
 
-DOMAIN = "com.microsoft.nchwc"
 # Element by element, finite for finite inputs; the others of their inputs are scalars.
 _SAFE = frozenset((
     "Relu", "Clip", "Mul", "Add", "Sub", "Sum", "Identity", "Sigmoid", "Tanh", "Neg", "Erf",
@@ -54,7 +54,7 @@ class Blocked:
     def rewrite(self, nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
         """The nodes that compute the same outputs."""
         kinds: dict[str, Callable[[onnx.NodeProto], bool]]
-        kinds = {"Conv": self._convolution, "ConvGrad": self._data_gradient}
+        kinds = {"Conv": self._convolution, "ConvGrad": self._gradients}
         for node in nodes:
             done = kinds.get(node.op_type, self._element_by_element)(node)
             if not done:
@@ -73,7 +73,13 @@ class Blocked:
             channels = self._writer.shapes[name][1]
             source = self._blocked[name]
             chain(
-                self._found, self._writer, "ReorderOutput", source, out=name, domain=DOMAIN, channels=channels
+                self._found,
+                self._writer,
+                "ReorderOutput",
+                source,
+                out=name,
+                domain=layout.DOMAIN,
+                channels=channels,
             )
 
     def _in_blocks(self, name: str) -> str:
@@ -85,7 +91,9 @@ class Blocked:
                 missing = layout.whole(shape[1], self._block) - shape[1]
                 pads = self._writer.ints(0, 0, 0, 0, 0, missing, 0, 0)
                 source = chain(self._found, self._writer, "Pad", name, pads)
-            self._blocked[name] = chain(self._found, self._writer, "ReorderInput", source, domain=DOMAIN)
+            self._blocked[name] = chain(
+                self._found, self._writer, "ReorderInput", source, domain=layout.DOMAIN
+            )
         return self._blocked[name]
 
     def _made(self, name: str) -> str:
@@ -142,32 +150,59 @@ class Blocked:
         arguments = (name, geometry.weight, self._block, self._found, self._writer)
         return layout.forward(*arguments, single=direct or geometry.is_depthwise)
 
-    def _data_gradient(self, node: onnx.NodeProto) -> bool:
-        """The convolution of the output's gradient with the kernel turned round; dW and dB stay."""
+    def _gradients(self, node: onnx.NodeProto) -> bool:
+        """Gradients of the data and of the parameters, those of both that are faster in blocks."""
         geometry = Geometry.of(node, self._writer.shapes.get(node.input[2]))
-        gradient, _, kernel = node.input
-        turned = geometry.turned() if geometry else None
-        if geometry is None or turned is None or not node.output[0]:
+        if geometry is None or not self._are_images(*node.input[:2]):
             return False
-        if not self._are_images(gradient, node.output[0]):
+        rest: onnx.NodeProto | None = node
+        if node.output[0]:
+            if not self._data_gradient(node, geometry):
+                return False  # `ConvGrad` gives no gradient of the data alone
+            rest = next(iter(kernel_gradient(node)), None)
+        if rest is not None and self._kernel_gradient(rest, geometry):
+            rest = None
+        if rest is node:
+            return False
+        if rest is not None:
+            for name in rest.input:
+                self._make_plain(name)
+            self._found.append(rest)
+        return True
+
+    def _data_gradient(self, node: onnx.NodeProto, geometry: Geometry) -> bool:
+        """The convolution of the output's gradient with the kernel turned round."""
+        gradient, _, kernel = node.input
+        turned = geometry.turned()
+        if turned is None or not self._are_images(node.output[0]):
             return False
         if not self._is_worth(geometry, geometry.outputs, geometry.inputs, gradient, False):
             return False
         write = layout.turned_depthwise if geometry.is_depthwise else layout.turned
         weight = write(kernel, geometry.weight, self._block, self._found, self._writer)
         self._emit(geometry, [self._in_blocks(gradient), weight], node.output[0], turned)
-        for rest in kernel_gradient(node):
-            for name in rest.input:
-                self._make_plain(name)
-            self._found.append(rest)
+        return True
+
+    def _kernel_gradient(self, node: onnx.NodeProto, geometry: Geometry) -> bool:
+        """Gradients of weight and bias, by samples in the place of channels."""
+        gradient, x, _ = node.input
+        shapes = self._writer.shapes
+        minor = 1 if geometry.inputs < self._block and x not in self._native else self._block
+        plan = Layout.of(shapes[x], shapes[gradient], self._block, minor)
+        if not is_worth(geometry, plan):
+            return False
+        source = self._in_blocks(x) if minor > 1 else x
+        names = [*node.output[1:], ""][:2]
+        Kernel(geometry, plan, self._found, self._writer).write(source, self._in_blocks(gradient), *names)
+        self.changed += 1
         return True
 
     def _emit(self, geometry: Geometry, inputs: list[str], output: str, pads: list[int]) -> None:
-        group = layout.whole(geometry.groups, self._block) if geometry.is_depthwise else 1
-        strides = geometry.strides
+        groups = layout.whole(geometry.groups, self._block) if geometry.is_depthwise else 1
         chain(
-            self._found, self._writer, "Conv", *inputs, out=self._made(output), domain=DOMAIN, group=group,
-            kernel_shape=geometry.kernel, dilations=geometry.dilations, strides=strides, pads=pads,
+            self._found, self._writer, "Conv", *inputs, out=self._made(output), domain=layout.DOMAIN,
+            kernel_shape=geometry.kernel, dilations=geometry.dilations, strides=geometry.strides, pads=pads,
+            group=groups,
         )  # fmt: skip
         self.changed += 1
 

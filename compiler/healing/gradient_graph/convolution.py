@@ -3,7 +3,7 @@
 `ConvGrad` multiplies matrices and then folds the columns back into an image, pixel by pixel. For stride one
 the gradient of the data is itself a convolution, of the output's gradient with the kernel turned round
 (Dumoulin & Visin 2016, "A guide to convolution arithmetic", 4.2), which onnxruntime runs up to 1.7 times as
-fast. The gradient of the kernel stays with `ConvGrad`.
+fast. The gradient of the kernel stays with `ConvGrad` here; see `kernel` for the one in blocks.
 """
 
 from __future__ import annotations

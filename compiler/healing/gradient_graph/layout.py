@@ -12,6 +12,7 @@ import onnx
 
 from condensec.healing.gradient_graph.writing import Shape, Writer, chain
 
+DOMAIN = "com.microsoft.nchwc"  # of the operators that read it
 Nodes = list[onnx.NodeProto]
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from condensec.healing.gradient_graph.blocked import DOMAIN, Blocked
+from condensec.healing.gradient_graph.blocked import Blocked
+from condensec.healing.gradient_graph.layout import DOMAIN
 from condensec.healing.gradient_graph.writing import Shape, Writer
 from condensec.healing.graph import IR, OPSET
 

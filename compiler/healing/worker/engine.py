@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+# ruff: noqa: TID251 (this package's own modules)
+from .lanes import Arrays, Gradients
+
 LOSS = "heal.loss"
-Arrays = dict[str, np.ndarray]
 _OFF = 0.02  # of the gradient: rounding, and the units whose sign it turns (a few in a million)
 
 
@@ -44,8 +46,9 @@ class Engine:
 
     A batch is shared out: every thread runs a part of it through the whole graph by itself, and the gradients
     are averaged. Small convolutions gain little from several threads in one kernel; this way all of a step is
-    parallel. Parts beyond the number of threads follow one after another (gradient accumulation), so a model
-    of fixed batch size can be trained with larger batches, too.
+    parallel. A thread runs several parts one after another (gradient accumulation) where a batch has more:
+    what a part computes should stay in the cache, and a model of fixed batch size can be trained with larger
+    batches this way, too.
 
     Args:
         files: "model" is the forward graph (inputs, targets and weights in, the loss out), for one part.
@@ -105,9 +108,9 @@ class Engine:
         self._quiet = onnxruntime.RunOptions()
         self._quiet.log_severity_level = 4
         self._pool = ThreadPoolExecutor(self._lanes)
-        # The first lane writes where the gradients are wanted, the others beside it.
-        copies = [{n: np.zeros_like(g) for n, g in gradients.items()} for _ in range(self._lanes - 1)]
-        self._into: list[Arrays] = [gradients, *copies]
+        turns = -(-self._parts // self._lanes)
+        self._found = Gradients(gradients, self._lanes, turns)
+        self._into = self._found.into
 
     def _opened(self, model: bytes) -> Any:
         """A session for gradients; for the graph as it was if this one can't be opened."""
@@ -145,21 +148,18 @@ class Engine:
         """Mean loss of a batch; the gradients of it are written to the gradient arrays."""
         if self._plain is not None:
             self._compare(feeds)
-        losses: list[float] = []
-        total: list[np.ndarray] | None = None
-        for start in range(0, self._parts, self._lanes):
-            lanes = range(min(self._lanes, self._parts - start))
-            losses += self._pool.map(self._gradients, [self._cut(feeds, start + i) for i in lanes], lanes)
-            if self._parts == 1:
-                return losses[0]
-            # in order, so that rounding is the same every time
-            for i in lanes:
-                found = list(self._into[i].values())
-                total = [g.copy() for g in found] if total is None else list(map(np.add, total, found))
-        assert total is not None
-        for gradient, value in zip(self._into[0].values(), total, strict=True):
-            np.multiply(value, np.float32(1 / self._parts), out=gradient)
+        lanes = range(self._lanes)
+        losses = [loss for of_lane in self._pool.map(partial(self._lane, feeds), lanes) for loss in of_lane]
+        self._found.average(self._parts, self._pool, self._lanes)
         return sum(losses) / len(losses)
+
+    def _lane(self, feeds: Arrays, lane: int) -> list[float]:
+        """Losses of the parts that one thread runs, one after another."""
+        losses: list[float] = []
+        for number in range(lane, self._parts, self._lanes):
+            losses.append(self._gradients(self._cut(feeds, number), lane))
+            self._found.add(lane, first=number == lane)
+        return losses
 
     def _cut(self, feeds: Arrays, number: int) -> Arrays:
         part = slice(number * self._part, (number + 1) * self._part)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-_CHUNK = 1 << 16  # elements updated at a time: temporaries stay in the cache
+# ruff: noqa: TID251 (this package's own modules)
+from .lanes import PIECE
 
 
 class Flat:
@@ -87,8 +90,31 @@ def zeros_of(weights: Flat, names: list[str]) -> np.ndarray | None:
     return fixed
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Weights that are moved at a time: a part of a large tensor, or several small ones.
+
+    Attributes:
+        where: in the buffers.
+        scale: of the step; one number, or one for each weight.
+        weight_decay: as `scale`.
+    """
+
+    where: slice
+    scale: Any
+    weight_decay: Any
+
+
 class Optimizer:
     """Moves the weights of a `Flat` by the gradients of another of the same layout.
+
+    Args:
+        weights: what is moved.
+        gradients: read at every step.
+        settings: how.
+        average_decay: of the average, a step.
+        fixed: mask of weights that are zero and stay so.
+        threads: that share the work; the result doesn't depend on them.
 
     Attributes:
         settings: may be replaced between two steps.
@@ -104,6 +130,7 @@ class Optimizer:
         settings: Settings,
         average_decay: float,
         fixed: np.ndarray | None = None,
+        threads: int = 1,
     ) -> None:
         self._weights = weights
         self._gradients = gradients
@@ -114,18 +141,38 @@ class Optimizer:
         self.first = np.zeros_like(weights.buffer)
         self.second = np.zeros_like(weights.buffer)
         self.average = weights.buffer.copy()
-        self._sizes = self._measure()  # of the weights given, once: a run that diverged has none to go by
+        # of the weights given, once: a run that diverged has none to go by
+        pieces = list(self._pieces())
+        self._shares = [pieces[i::threads] for i in range(min(threads, len(pieces)))]
+        self._pool = ThreadPoolExecutor(max(len(self._shares), 1))
 
-    def _measure(self) -> list[tuple[int, int, float, float]]:
+    def _pieces(self) -> Iterator[Piece]:
+        """All weights, in pieces of at most `PIECE`."""
+        few: list[
+            tuple[int, int, float, float]
+        ] = []  # small tensors: a piece of its own costs more than they
+        for tensor in self._measure():
+            if few and tensor[1] - few[0][0] > PIECE:
+                yield _together(few)
+                few = []
+            start, stop, scale, decay = tensor
+            if stop - start > PIECE:
+                for low in range(start, stop, PIECE):
+                    yield Piece(slice(low, min(low + PIECE, stop)), scale, decay)
+            else:
+                few.append(tensor)
+        if few:
+            yield _together(few)
+
+    def _measure(self) -> Iterator[tuple[int, int, float, float]]:
         """(start, stop, step scale, weight decay) of each tensor."""
-        found, start = [], 0
+        start = 0
         for view in self._weights.views.values():
             rms = float(np.sqrt(np.mean(np.square(view, dtype=np.float64)))) if view.size else 1.0
             scale = max(rms, 1e-3) if self.settings.relative else 1.0
             decay = self.settings.weight_decay if view.ndim >= 2 else 0.0
-            found.append((start, start + view.size, scale, decay))
+            yield start, start + view.size, scale, decay
             start += view.size
-        return found
 
     def gradient_norm(self) -> float:
         """Euclidean norm of all gradients; NaN or inf if one of them is."""
@@ -151,29 +198,44 @@ class Optimizer:
             shrink = math.sqrt(self._gradients.buffer.size) / norm
         # The average must not remember the start for longer than the run is old.
         decay = min(self.decay, (1 + self.step_count) / (10 + self.step_count))
-        for start, stop, scale, weight_decay in self._sizes:
-            for low in range(start, stop, _CHUNK):
-                part = slice(low, min(low + _CHUNK, stop))
-                self._move(part, factor * scale, shrink, factor * weight_decay, decay)
 
-    def _move(self, part: slice, rate: float, shrink: float, weight_decay: float, decay: float) -> None:
-        s, w = self.settings, self._weights.buffer[part]
-        g = self._gradients.buffer[part] * np.float32(shrink)
-        m, v = self.first[part], self.second[part]
+        def move(pieces: Sequence[Piece]) -> None:
+            space = np.empty((2, PIECE), np.float32)
+            for piece in pieces:
+                self._move(piece, factor, shrink, decay, space)
+
+        list(self._pool.map(move, self._shares))
+
+    def _move(self, piece: Piece, factor: float, shrink: float, decay: float, space: np.ndarray) -> None:
+        """One piece; what is computed on the way goes to `space`."""
+        s, at = self.settings, piece.where
+        w, m, v, a = self._weights.buffer[at], self.first[at], self.second[at], self.average[at]
+        g, t = space[:, : w.size]
+        np.multiply(self._gradients.buffer[at], np.float32(shrink), out=g)
+        np.subtract(g, m, out=t)
+        t *= 1 - s.beta1
+        m += t
+        rate = piece.scale * factor
         if s.kind == "sgd":
-            m += (1 - s.beta1) * (g - m)
-            update = m
+            np.multiply(m, rate, out=t)
         else:
-            m += (1 - s.beta1) * (g - m)
-            v += (1 - s.beta2) * (g * g - v)
+            np.multiply(g, g, out=g)
+            g -= v
+            g *= 1 - s.beta2
+            v += g
+            # (m / fix1) / (sqrt(v / fix2) + epsilon), the corrections of single numbers taken together
             fix1 = 1 - s.beta1**self.step_count
-            fix2 = 1 - s.beta2**self.step_count
-            update = (m / fix1) / (np.sqrt(v / fix2) + s.epsilon)
-        if weight_decay:
-            w *= 1 - weight_decay
-        w -= rate * update
-        a = self.average[part]
-        a += (1 - decay) * (w - a)
+            root = math.sqrt(1 - s.beta2**self.step_count)
+            np.sqrt(v, out=g)
+            g += s.epsilon * root
+            np.divide(m, g, out=t)
+            t *= rate * (root / fix1)
+        if np.any(piece.weight_decay):
+            w *= 1 - factor * piece.weight_decay
+        w -= t
+        np.subtract(w, a, out=t)
+        t *= 1 - decay
+        a += t
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything needed to go on later."""
@@ -200,3 +262,10 @@ class Optimizer:
         self.second[:] = state["second"]
         self.average[:] = state["average"]
         self.step_count = int(state["step_count"])
+
+
+def _together(tensors: Sequence[tuple[int, int, float, float]]) -> Piece:
+    """Tensors that follow one another."""
+    sizes = [stop - start for start, stop, _, _ in tensors]
+    scales, decays = (np.repeat(np.array([t[i] for t in tensors], np.float32), sizes) for i in (2, 3))
+    return Piece(slice(tensors[0][0], tensors[-1][1]), scales, decays if decays.any() else 0.0)

@@ -70,6 +70,7 @@ class Run:
             self._settings,
             self._decay(steps * (self._epochs or 10)),
             zeros_of(self._weights, request.get("zeros", [])),
+            int(request["threads"]),
         )
         self._state = Path(request["state"])
         self._round = self._retries = 0

@@ -1,0 +1,90 @@
+"""What the worker is asked to do, as files beside a request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from condensec.healing import budget, gradient_graph, targets
+from condensec.healing.options import HealOptions
+from condensec.healing.training import Training
+
+if TYPE_CHECKING:
+    from condensec.data import Samples
+
+_VERSION = 3  # of the files in the state folder
+
+
+def request_of(
+    training: Training,
+    files: dict[str, dict[str, str]],
+    share: budget.Share,
+    options: HealOptions,
+    state: Path,
+    sizes: tuple[int, int],
+) -> dict[str, Any]:
+    """What the worker is asked to do; its weights and graph are written beside it.
+
+    Args:
+        training: the training graph.
+        files: samples and targets.
+        share: of the time budget.
+        options: settings.
+        state: folder to write to.
+        sizes: samples of one part, which the graph takes, and of a whole batch.
+    """
+    (state / "forward.onnx").write_bytes(training.model.SerializeToString())
+    paths = {}
+    for name, part in (("behind", training.behind), ("before", training.before)):
+        if part is not None:
+            paths[name] = str(state / f"{name}.onnx")
+            Path(paths[name]).write_bytes(part.SerializeToString())
+    names = list(training.weights)
+    initial = {f"w{i}": training.weights[name] for i, name in enumerate(names)}
+    targets.write_npz(state / "initial.npz", initial)
+    optimizer = {
+        "kind": options.optimizer,
+        "lr": options.lr,
+        "weight_decay": options.weight_decay,
+        "warmup": options.warmup,
+    }
+    return {
+        "model": str(state / "forward.onnx"),
+        **paths,
+        "weights": str(state / "initial.npz"),
+        "names": names,
+        **files,
+        "part": sizes[0],
+        "batch": sizes[1],
+        "samples": share.train,
+        "average": options.average,
+        "epochs": options.epochs,
+        "seconds": share.seconds,
+        "threads": options.jobs,
+        "seed": options.seed,
+        "trials": gradient_graph.trial.write(state),
+        "zeros": [name for name in names if name in options.zeros],
+        "optimizer": optimizer,
+        "state": str(state),
+    }
+
+
+def fingerprint(
+    request: Mapping[str, Any], training: Training, options: HealOptions, samples: tuple[Samples, Samples]
+) -> str:
+    """Equal for equal jobs: a checkpoint of another job is not taken up."""
+    digest = hashlib.sha256()
+    plain = {k: v for k, v in request.items() if k not in ("threads", "state")}
+    how = [options.views, getattr(options.augment, "__qualname__", options.augment)]
+    digest.update(json.dumps([_VERSION, plain, how], sort_keys=True, default=str).encode())
+    digest.update(training.model.SerializeToString(deterministic=True))
+    for value in training.weights.values():
+        digest.update(np.ascontiguousarray(value).tobytes())
+    for part in samples:
+        digest.update(targets.summary(part))
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""Zeros shared by the sensitivity map: a layer that matters keeps more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from cutting import tiny
+from line_tools import compress
+
+from condensec.data import Samples
+from condensec.passes import patterns
+from condensec.passes.contraction import arrays, places
+from condensec.passes.effects import effects, energies
+from condensec.passes.fidelity import output_error
+from condensec.passes.patterns import Layer
+from condensec.passes.second_moments import Moments
+from condensec.runner import Session
+from condensec.sparsity import Sparsity
+
+LOUD, QUIET = 10.0, 0.1  # what two layers with equal weights are multiplied with
+
+
+def two_ways() -> onnx.ModelProto:
+    """``y = 10 (x A) + 0.1 (x B)`` with weights of the same sizes."""
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((16, 16)).astype(np.float32)
+    return tiny(
+        """
+        a = MatMul(x, wa)
+        b = MatMul(x, wb)
+        la = Mul(a, loud)
+        lb = Mul(b, quiet)
+        y = Add(la, lb)
+        """,
+        x=["N", 16],
+        weights={
+            "wa": weight, "wb": rng.permuted(weight.ravel()).reshape(16, 16),
+            "loud": np.float32(LOUD), "quiet": np.float32(QUIET),
+        },
+    )  # fmt: skip
+
+
+def samples(count: int = 256) -> Samples:
+    return Samples({"x": np.random.default_rng(0).standard_normal((count, 16)).astype(np.float32)})
+
+
+def measured(share: float = 0.5) -> tuple[ir.Model, list[Layer]]:
+    model = ir.from_proto(two_ways())
+    found, _ = places(model)
+    weights = arrays(model, found)
+    layers = [Layer(place, weights[place.weight]) for place in found]
+    known = effects(model, layers, share, samples())
+    return model, [Layer(la.place, la.weight, effect=known[la.place.weight]) for la in layers]
+
+
+def test_the_effect_of_a_layer_is_that_of_its_energy_on_the_outputs() -> None:
+    """With white inputs, what goes of a weight adds its square times the factor's to the error."""
+    for share in (0.3, 0.7):
+        _, layers = measured(share)
+        effect = {layer.place.weight: layer.effect for layer in layers}
+        assert effect["wa"] / effect["wb"] == pytest.approx((LOUD / QUIET) ** 2, rel=0.3)
+        assert all(np.array_equal(energies(la), np.square(la.matrix, dtype=np.float64)) for la in layers)
+
+
+@pytest.mark.parametrize("name", ["unstructured", "blocks"])
+def test_the_layer_that_matters_keeps_more(name: str) -> None:
+    model, layers = measured()
+    width = 4 if name == "blocks" else 0
+    reference = Session(model).run_samples(samples())
+    left, error = {}, {}
+    for method in ("magnitude", "sensitivity"):
+        made = patterns.get(name)(layers, Sparsity(name, 0.5, method=method, width=width))
+        left[method] = {weight: zeros.mask.mean() for weight, zeros in made.items()}
+        changed = two_ways()
+        for tensor in changed.graph.initializer:
+            if tensor.name in made:
+                tensor.raw_data = np.ascontiguousarray(made[tensor.name].weight).tobytes()
+        error[method] = output_error(reference, Session(changed).run_samples(samples()))
+        assert np.mean(list(left[method].values())) == pytest.approx(0.5, abs=0.01)
+    assert left["sensitivity"]["wa"] > 0.95
+    assert left["sensitivity"]["wb"] < 0.05
+    assert left["magnitude"]["wa"] == pytest.approx(left["magnitude"]["wb"], abs=0.1)  # the control
+    assert error["sensitivity"] < 0.05 * error["magnitude"]
+
+
+def test_moments_of_a_model_whose_weights_all_read_its_inputs() -> None:
+    model = ir.from_proto(two_ways())
+    found, _ = places(model)
+    rows = samples()
+    moments = Moments(model, found, rows)
+    for place in found:
+        assert moments.squares(place) == pytest.approx(
+            np.square(rows.inputs["x"]).mean(axis=0)[None], rel=1e-5
+        )
+
+
+def test_the_whole_line_takes_the_method(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(two_ways(), path)
+    np.savez(tmp_path / "d.npz", x=samples().inputs["x"])
+    kept = {}
+    for method in ("sensitivity", "layerwise"):
+        out = tmp_path / method
+        wanted = f"unstructured=0.5:{method}"
+        (found,) = compress(path, out, data=tmp_path / "d.npz", patterns=wanted).patterns
+        assert found.name == wanted
+        assert found.share_reached == pytest.approx(0.5, abs=0.01)
+        graph = onnx.load(out / "model.onnx").graph
+        weights = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        kept[method] = np.count_nonzero(weights["wa"]) / 256
+    assert kept["sensitivity"] > 0.95
+    assert kept["layerwise"] == pytest.approx(0.5, abs=0.01)
