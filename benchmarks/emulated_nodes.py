@@ -93,7 +93,7 @@ def seeds(folder: Path) -> list[Path]:
 def pieces_of(models: list[Path], target: str, seed: int) -> dict[str, Any]:
     """The packed nodes of several models: own widths of all, other widths drawn at random."""
     from condensec.hardware import pack
-    from condensec.hardware.latency import GraphModel
+    from condensec.hardware.graphmodel import GraphModel
     from condensec.hardware.target import get
 
     rng = np.random.default_rng(seed)
