@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def serve() -> None:
     from heal_worker.engine import Engine  # type: ignore[import-not-found]
     from heal_worker.optimizer import Flat, Optimizer, Settings  # type: ignore[import-not-found]
 
+    first = sys.stdin.readline()  # before the graph is asked for: what is read next must be that it's written
     job = Path(sys.argv[2])
     names = json.loads((job / "job.json").read_text())
     with np.load(job / "weights.npz") as stored:
@@ -62,7 +64,7 @@ def serve() -> None:
     data = Batches(names["data"], batch, 0)
     epoch = 0
     batches = data.epoch(epoch)
-    for line in sys.stdin:
+    for line in chain([first], sys.stdin):
         begun = time.perf_counter()
         loss = 0.0
         for _ in range(int(line)):
