@@ -16,3 +16,19 @@ os.environ.setdefault("CONDENSEC_CACHE_SIZE", "0")
 def few_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models would be tried in as many widths as the product allows: a few are enough here."""
     monkeypatch.setattr("condensec.stages.aims.MOST", 4)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A file with the residual CNN that runs of the whole line are tried on; a test file may have its own."""
+    from models import residual_cnn, save
+
+    return save(residual_cnn(), tmp_path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Samples for it."""
+    from models import residual_cnn, save_samples
+
+    return save_samples(residual_cnn(), tmp_path / "data.npz", count=96)

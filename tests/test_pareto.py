@@ -11,7 +11,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 from line_tools import compress
-from models import residual_cnn, save, save_samples
 
 from condensec import io, verify
 from condensec.errors import ConfigError, Interrupted
@@ -20,16 +19,6 @@ from condensec.plan import read_plan
 from condensec.report.model import read_report
 from condensec.stages import front
 from condensec.stages.state import Candidate, Checkpoints, Progress
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return save(residual_cnn(), tmp_path)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return save_samples(residual_cnn(), tmp_path / "data.npz", count=96)
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, points: list[tuple[float, float]], count: int) -> list[float]:

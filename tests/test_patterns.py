@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from line_tools import FAST
-from models import mlp, residual_cnn, save, save_samples, transformer_encoder
+from models import mlp, save, save_samples, transformer_encoder
 from onnx import numpy_helper
 
 from condensec import api
@@ -166,16 +166,6 @@ def test_a_shared_out_share_is_reached_and_no_layer_is_emptied() -> None:
     assert zeros["w1"] == pytest.approx(0.99, abs=1e-3)
     even = patterns.get("unstructured")(layers, Sparsity("unstructured", 0.6, method="layerwise"))
     assert {round(1 - z.mask.mean(), 3) for z in even.values()} == {0.6}
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return save(residual_cnn(), tmp_path)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return save_samples(residual_cnn(), tmp_path / "data.npz", count=96)
 
 
 def weights(path: Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from line_tools import compress
-from models import depthwise_se_cnn, residual_cnn, save, save_samples
+from models import depthwise_se_cnn, save
 
 from condensec import api
 from condensec.errors import ConfigError, Interrupted, PassError, PostconditionError
@@ -21,16 +21,6 @@ from condensec.report.model import read_report
 from condensec.stages import cycles, finish
 from condensec.stages.state import Candidate, Checkpoints, Progress
 from condensec.stages.steps import Steps
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return save(residual_cnn(), tmp_path)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return save_samples(residual_cnn(), tmp_path / "data.npz", count=96)
 
 
 def test_the_files_of_a_run_and_what_they_say(model: Path, data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from line_tools import compress
-from models import residual_cnn, save, save_samples
 
 from condensec.errors import Interrupted
 from condensec.passes import patterns
@@ -56,16 +55,6 @@ def shrunk(healer: Healer, cut: Any, weights: Any, seconds: float, zeros: Any = 
     """In place of a training: always the same, and it takes half of the time it may."""
     small = {name: weights[name] * np.float32(0.97) for name in zeros}
     return Healed(small, how="shrunk", gradient_seconds=min(seconds, 2.0) / 2)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return save(residual_cnn(), tmp_path)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return save_samples(residual_cnn(), tmp_path / "data.npz", count=96)
 
 
 @pytest.mark.parametrize("search", ASKED)
