@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from condensec.hardware.nodecost import attributes, channel_axis
+
 if TYPE_CHECKING:
     import onnx
 
@@ -62,15 +64,12 @@ def _shift(node: onnx.NodeProto, weight: NDArray[np.float32], mean: Array, per_c
     """``(W' - W) E[x]`` of one layer; None where the shapes don't fit."""
     if weight.dtype != np.float32 or weight.ndim < 2:
         return None
-    given = {a.name: a for a in node.attribute}
-    flipped = node.op_type == "Gemm" and not ("transB" in given and given["transB"].i)
-    axis = weight.ndim - 1 if flipped else 0
+    given, axis = attributes(node), channel_axis(node, weight.ndim)
     whole, scale = rounded(weight, axis if per_channel else None)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)] if per_channel else []
     error = whole * scale.astype(np.float64).reshape(shape) - weight
-    error = error.T if flipped else error.reshape(*error.shape[:2], -1).sum(axis=2)  # [outputs, inputs]
-    groups = int(given["group"].i) if "group" in given else 1
-    alpha = float(given["alpha"].f) if "alpha" in given else 1.0
+    error = error.T if axis else error.reshape(*error.shape[:2], -1).sum(axis=2)  # [outputs, inputs]
+    groups, alpha = int(given.get("group", 1)), float(given.get("alpha", 1.0))
     if error.shape[1] * groups != len(mean):
         return None
     found: Array = np.einsum(
@@ -81,8 +80,8 @@ def _shift(node: onnx.NodeProto, weight: NDArray[np.float32], mean: Array, per_c
 
 def _correctable(node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto]) -> bool:
     """Whether its bias is a constant with a number for each output (or can be added)."""
-    given = {a.name: a for a in node.attribute}
-    if ("transA" in given and given["transA"].i) or ("beta" in given and given["beta"].f != 1):
+    given = attributes(node)
+    if given.get("transA", 0) or given.get("beta", 1.0) != 1:
         return False
     bias = node.input[2] if len(node.input) > 2 else ""
     if not bias:

@@ -53,6 +53,17 @@ def attributes(node: Any) -> dict[str, Any]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
+def channel_axis(node: Any, rank: int) -> int:
+    """The axis of a weight that counts output channels: it has one scale an entry."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm" and attributes(node).get("transB", 0):
+        return 0
+    return rank - 1
+
+
 def cost_of(isolated: Isolated) -> NodeCost | None:
     """The cost of a node, or None if it's no matrix product or convolution."""
     node = isolated.node

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condensec.hardware.bias import Array, rounded
+from condensec.hardware.nodecost import channel_axis
 from condensec.hardware.quantize import PER_CHANNEL_OPSET, WEIGHTED, opset_of
-from condensec.hardware.work import affordable, channel_axis, macs
+from condensec.hardware.work import affordable, macs
 from condensec.runner import Session
 
 if TYPE_CHECKING:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from condensec.hardware.nodecost import attributes
+
 if TYPE_CHECKING:
     import onnx
 
@@ -58,22 +60,18 @@ def shield(proto: onnx.ModelProto) -> int:
     return shielded
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
-
-
 def _axis(node: onnx.NodeProto) -> int:
     """The axis of what a layer reads that its weight sums over."""
-    return 0 if node.op_type == "Gemm" and _attribute(node, "transA", 0) else 1
+    return 0 if node.op_type == "Gemm" and attributes(node).get("transA", 0) else 1
 
 
 def _inputs(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     """Entries of that axis."""
     if node.op_type == "Conv":
-        return int(weight.dims[1]) * _attribute(node, "group", 1)
+        return int(weight.dims[1] * attributes(node).get("group", 1))
     if node.op_type == "ConvTranspose":
         return int(weight.dims[0])
-    return int(weight.dims[1 if _attribute(node, "transB", 0) else 0])
+    return int(weight.dims[1 if attributes(node).get("transB", 0) else 0])
 
 
 def _drop_unread(graph: onnx.GraphProto) -> None:

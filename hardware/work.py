@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from condensec.hardware.nodecost import channel_axis
 from condensec.hardware.quantize import WEIGHTED
 from condensec.model_signature import signature
 
@@ -86,14 +87,3 @@ def _weights(model: ir.Model) -> dict[str, tuple[int, ...]]:
         if source is not None and source.name in found:
             found[node.outputs[0].name or ""] = found[source.name]
     return found
-
-
-def channel_axis(node: onnx.NodeProto, rank: int) -> int:
-    """The axis of a weight that counts output channels: it has one scale an entry."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):
-        return 0
-    return rank - 1
