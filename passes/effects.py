@@ -35,6 +35,11 @@ def energies(layer: Layer) -> FloatArray:
     return found if squares is None else found * squares[:, None, :]
 
 
+def outputs(model: ir.Model, samples: Samples, threads: int) -> dict[str, np.ndarray]:
+    """What a model gives for samples, as all runs that are compared here do it."""
+    return Session(model, threads=threads, optimize="basic").run_samples(samples, batch=BATCH)
+
+
 def effects(
     model: ir.Model,
     layers: Sequence[Layer],
@@ -57,7 +62,7 @@ def effects(
     Returns:
         Weight -> `condensec.passes.fidelity.output_error` over energy; 0 where the outputs don't change.
     """
-    reference = Session(model, threads=threads, optimize="basic").run_samples(samples, batch=BATCH)
+    reference = outputs(model, samples, threads)
     found = {}
     for i, layer in enumerate(layers):
         energy = energies(layer)
@@ -65,8 +70,8 @@ def effects(
         matrix = layer.matrix.copy().reshape(-1)
         matrix[gone] = 0
         without = with_weights(model, {layer.place.weight: layer.place.array(matrix.reshape(energy.shape))})
-        outputs = Session(without, threads=threads, optimize="basic").run_samples(samples, batch=BATCH)
+        error = output_error(reference, outputs(without, samples, threads))
         lost = float(energy.reshape(-1)[gone].sum())
-        found[layer.place.weight] = output_error(reference, outputs) / lost if lost > 0 else 0.0
+        found[layer.place.weight] = error / lost if lost > 0 else 0.0
         tell((i + 1) / len(layers))
     return found

@@ -29,6 +29,7 @@ from condensec.stages.cycles import final_cut
 from condensec.stages.job import Job, evidence
 from condensec.stages.kept import Kept, digest_of
 from condensec.stages.means import Means
+from condensec.stages.shares import Shares
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps
 from condensec.stages.zeros import Found, Stage, by_layer, by_share
@@ -108,30 +109,34 @@ def apply(job: Job, means: Means, steps: Steps, progress: Progress) -> tuple[Pro
     cut, moved, where = steps.run("permute", reorder.reordered, job, cut, model, wanted)
     model = with_weights(model, moved)
     layers, left_out = _layers(job, model, wanted)
-    layers, spec, why = shares.shared(job, model, layers, wanted, steps)
+    share = shares.shared(job, model, layers, wanted, steps)
     base = {**progress.safe.weights, **moved}
-    kept = Kept(Path(job.config.output) / "state" / "zeros", digest_of(base, str(spec), cut.plan.digest()))
+    kept = Kept(
+        Path(job.config.output) / "state" / "zeros", digest_of(base, str(share.spec), cut.plan.digest())
+    )
     stage = Stage(job, means.healer, steps, cut, base, progress, kept)
-    found, reached, notes = _searched(stage, layers, spec)
+    found, reached, notes = _searched(stage, share)
     if found is None:
         left_out |= {layer.place.weight: GUARD for layer in layers}
         outcome = Outcome(
-            wanted, (), left_out, notes=("no zeros could be set within the guard", *why, *notes)
+            wanted, (), left_out, notes=("no zeros could be set within the guard", *share.notes, *notes)
         )
         return stage.progress, outcome
     held = tuple(layer.place for layer in layers if layer.place.weight in found.zeros)
     out = {p.weight: GUARD for p in (la.place for la in layers) if p not in held}
     safe = replace(stage.progress.safe, weights=found.weights, metric=found.metric)
     done = replace(stage.progress, safe=safe, best=safe)
-    notes = (*why, *notes, *where)
+    notes = (*share.notes, *notes, *where)
     return done, Outcome(wanted, held, {**left_out, **out}, reached, found.metric, found.how, notes)
 
 
-def _searched(stage: Stage, layers: Sequence[Layer], wanted: Sparsity) -> Found:
+def _searched(stage: Stage, share: Shares) -> Found:
     """As many zeros as the guard allows, trained with what time is left if anything is lost."""
-    make = patterns.get(wanted.name)
+    layers, wanted, make = share.layers, share.spec, patterns.get(share.spec.name)
 
     def zeros(some: Sequence[Layer], spec: Sparsity) -> dict[str, Zeros]:
+        if share.zeros is not None and some is layers and spec == wanted:
+            return share.zeros
         return stage.steps.run("pattern", make, some, spec)
 
     search = by_layer if wanted.m else by_share

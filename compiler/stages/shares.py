@@ -8,19 +8,17 @@ where nothing was asked for both are made and the one that changes the outputs l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from condensec.data import Samples
 from condensec.passes import patterns
-from condensec.passes.effects import BATCH, effects
+from condensec.passes.effects import effects, outputs
 from condensec.passes.fidelity import output_error
-from condensec.passes.patterns import Layer
+from condensec.passes.patterns import Layer, Zeros
 from condensec.passes.prune import with_weights
 from condensec.passes.sampling import affordable
-from condensec.runner import Session
 from condensec.sparsity import Sparsity
 from condensec.stages.job import Job, evidence
 from condensec.stages.steps import Steps
@@ -29,10 +27,25 @@ WAYS = ("obs", "sensitivity")
 EFFECT_SECONDS, LEAST_SAMPLES = 60.0, 4  # for the sensitivity map of zeros
 
 
-def shared(
-    job: Job, model: ir.Model, layers: Sequence[Layer], wanted: Sparsity, steps: Steps
-) -> tuple[list[Layer], Sparsity, tuple[str, ...]]:
-    """Layers and the pattern as they are to be used, and what to say of it.
+@dataclass(frozen=True)
+class Shares:
+    """How the zeros are shared.
+
+    Attributes:
+        layers: with what is known of them.
+        spec: the pattern, its method chosen.
+        zeros: made for all of these layers already; None where nothing had to be compared.
+        notes: what to say of it.
+    """
+
+    layers: Sequence[Layer]
+    spec: Sparsity
+    zeros: dict[str, Zeros] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def shared(job: Job, model: ir.Model, layers: Sequence[Layer], wanted: Sparsity, steps: Steps) -> Shares:
+    """Layers and the pattern as they are to be used.
 
     Args:
         job: the run.
@@ -41,48 +54,42 @@ def shared(
         wanted: as it was asked for.
         steps: for progress.
     """
-    if wanted.method == "sensitivity":
-        return steps.run("effects", _with_effects, job, model, layers, wanted, steps), wanted, ()
-    if wanted.method or wanted.m or job.data.synthetic:
-        return list(layers), wanted, ()
+    open_ = not (wanted.method or wanted.m or job.data.synthetic)
+    if not open_ and wanted.method != "sensitivity":
+        return Shares(layers, wanted)
     known = steps.run("effects", _with_effects, job, model, layers, wanted, steps)
-    judged = _judged(job, len(WAYS) + 1)
-    make = patterns.get(wanted.name)
-    reference = _outputs(job, model, judged)
-    lost = {}
+    if not open_:
+        return Shares(known, wanted)
+    samples = evidence(job).samples  # from the end: the map is measured on those at the beginning
+    count = _count(job, len(WAYS) + 1)
+    judged = samples.subset(np.arange(len(samples) - count, len(samples)))
+    reference = outputs(model, judged, job.config.jobs)
+    made, lost = {}, {}
     for way in WAYS:
-        zeros = steps.run("pattern", make, known, replace(wanted, method=way))
-        without = with_weights(model, {name: z.weight for name, z in zeros.items()})
-        lost[way] = output_error(reference, _outputs(job, without, judged))
+        made[way] = steps.run("pattern", patterns.get(wanted.name), known, replace(wanted, method=way))
+        without = with_weights(model, {name: z.weight for name, z in made[way].items()})
+        lost[way] = output_error(reference, outputs(without, judged, job.config.jobs))
     best = min(WAYS, key=lost.__getitem__)
     figures = ", ".join(f"{way} {lost[way]:.3g}" for way in WAYS)
     note = f"layers share the zeros by {best}; change of the outputs before healing: {figures}"
-    return known, replace(wanted, method=best), (note,)
+    return Shares(known, replace(wanted, method=best), made[best], (note,))
 
 
-def _judged(job: Job, runs: int) -> Samples:
-    """Samples from the end: the map is measured on those at the beginning."""
-    samples = evidence(job).samples
-    count = min(len(samples), affordable(job.analysis.macs(), runs, EFFECT_SECONDS, LEAST_SAMPLES))
-    return samples.subset(np.arange(len(samples) - count, len(samples)))
-
-
-def _outputs(job: Job, model: ir.Model, samples: Samples) -> dict[str, np.ndarray]:
-    return Session(model, threads=job.config.jobs, optimize="basic").run_samples(samples, batch=BATCH)
+def _count(job: Job, runs: int) -> int:
+    """Samples that so many runs of the model are worth; fewer where there is much to run."""
+    most = affordable(job.analysis.macs(), runs, EFFECT_SECONDS, LEAST_SAMPLES)
+    return min(len(evidence(job).samples), most)
 
 
 def _with_effects(
     job: Job, model: ir.Model, layers: Sequence[Layer], wanted: Sparsity, steps: Steps
 ) -> list[Layer]:
-    """The layers with what the outputs lose by each; on fewer samples where there is much to run."""
-    count = affordable(job.analysis.macs(), len(layers) + 1, EFFECT_SECONDS, LEAST_SAMPLES)
-    few = evidence(job).samples
-    few = few.first(min(count, len(few)))
+    """The layers with what the outputs lose by each."""
     found = effects(
         model,
         layers,
         wanted.share,
-        few,
+        evidence(job).samples.first(_count(job, len(layers) + 1)),
         threads=job.config.jobs,
         tell=lambda share: steps.progress("effects", share),
     )
