@@ -8,13 +8,14 @@ kernel as large as the output's gradient, the stride in the place of the dilatio
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 
 import onnx
 
 from condensec.healing.gradient_graph import layout
 from condensec.healing.gradient_graph.convolution import Geometry
-from condensec.healing.gradient_graph.writing import Shape, Writer, chain
+from condensec.healing.gradient_graph.writing import Shape, Writer, chain, reshaped
 
 Nodes = list[onnx.NodeProto]
 
@@ -43,8 +44,7 @@ def kernel(
     channels = layout.whole(geometry.outputs, block)
     taps, planes = prod(geometry.kernel), samples * channels
 
-    def shaped(name: str, *shape: int) -> str:
-        return chain(nodes, writer, "Reshape", name, writer.ints(*shape))
+    shaped = partial(reshaped, nodes, writer)
 
     def written(name: str, rows: int, out: str, *shape: int) -> None:
         """Sums over samples of [N, C/b, rows, b], as the first channels of [C, shape]."""
@@ -109,7 +109,7 @@ def spread(
         ((lines, sizes[1] * block), (geometry.strides[0] - 1) * sizes[1] * block),
     ):
         if missing:
-            gradient = chain(nodes, writer, "Reshape", gradient, writer.ints(*shape))
+            gradient = reshaped(nodes, writer, gradient, *shape)
             gradient = chain(nodes, writer, "Pad", gradient, writer.ints(0, 0, 0, missing))
     whole = writer.ints(samples, channels, *sizes)
     return chain(nodes, writer, "Reshape", gradient, whole), [*before, *after]

@@ -25,7 +25,7 @@ import onnx
 
 from condensec.healing.gradient_graph import layout
 from condensec.healing.gradient_graph.convolution import Geometry
-from condensec.healing.gradient_graph.writing import Shape, Writer, chain
+from condensec.healing.gradient_graph.writing import Shape, Writer, chain, reshaped
 
 _STRIPS = 8  # of an image, at most
 _WASTE = 1.4  # padded work over needed work, at most
@@ -138,16 +138,8 @@ class Kernel:
         height = (plan.strips - 1) * plan.rows * down + tall
         width = (plan.result[1] - 1) * along + kernel[1]
         x = self._shaped(x, plan.samples, plan.groups, rows, columns * plan.minor)
-        pads = [
-            0,
-            0,
-            top,
-            left * plan.minor,
-            0,
-            0,
-            height - rows - top,
-            (width - columns - left) * plan.minor,
-        ]
+        below, right = height - rows - top, width - columns - left
+        pads = [0, 0, top, left * plan.minor, 0, 0, below, right * plan.minor]
         if any(pads):  # a negative one cuts off what no kernel reaches
             x = self._node("Pad", x, self._writer.ints(*pads))
         if plan.strips > 1:
@@ -215,7 +207,7 @@ class Kernel:
         return self._node("Slice", name, *(self._writer.ints(i) for i in (start, stop, 2)))
 
     def _shaped(self, name: str, *shape: int) -> str:
-        return self._node("Reshape", name, self._writer.ints(*shape))
+        return reshaped(self._nodes, self._writer, name, *shape)
 
     def _node(self, op: str, *inputs: str, **attributes: Any) -> str:
         return chain(self._nodes, self._writer, op, *inputs, **attributes)

@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 import onnx
 
-from condensec.healing.gradient_graph.writing import Shape, Writer, chain
+from condensec.healing.gradient_graph.writing import Shape, Writer, chain, reshaped
 
 DOMAIN = "com.microsoft.nchwc"  # of the operators that read it
 Nodes = list[onnx.NodeProto]
@@ -53,7 +53,7 @@ def forward(
         split = writer.ints(outputs // block, inputs // block, block, taps, block)
         weight = chain(nodes, writer, "Reshape", weight, split)
         weight = chain(nodes, writer, "Transpose", weight, perm=[0, 1, 3, 2, 4])
-    return chain(nodes, writer, "Reshape", weight, writer.ints(outputs, inputs, *kernel))
+    return reshaped(nodes, writer, weight, outputs, inputs, *kernel)
 
 
 def turned(name: str, shape: Shape, block: int, nodes: Nodes, writer: Writer) -> str:
@@ -68,7 +68,7 @@ def turned(name: str, shape: Shape, block: int, nodes: Nodes, writer: Writer) ->
     weight = chain(nodes, writer, "Reshape", weight, split)
     weight = chain(nodes, writer, "Transpose", weight, perm=[2, 0, 3, 1, 4])
     weight = _reversed(weight, taps, 2, nodes, writer)
-    return chain(nodes, writer, "Reshape", weight, writer.ints(inputs, outputs, *kernel))
+    return reshaped(nodes, writer, weight, inputs, outputs, *kernel)
 
 
 def turned_depthwise(name: str, shape: Shape, block: int, nodes: Nodes, writer: Writer) -> str:
@@ -76,10 +76,10 @@ def turned_depthwise(name: str, shape: Shape, block: int, nodes: Nodes, writer: 
     channels, _, *kernel = shape
     weight = filled(name, shape, block, nodes, writer)
     channels, taps = whole(channels, block), prod(kernel)
-    weight = chain(nodes, writer, "Reshape", weight, writer.ints(channels // block, block, taps))
+    weight = reshaped(nodes, writer, weight, channels // block, block, taps)
     weight = chain(nodes, writer, "Transpose", weight, perm=[0, 2, 1])
     weight = _reversed(weight, taps, 1, nodes, writer)
-    return chain(nodes, writer, "Reshape", weight, writer.ints(channels, 1, *kernel))
+    return reshaped(nodes, writer, weight, channels, 1, *kernel)
 
 
 def _reversed(name: str, taps: int, axis: int, nodes: Nodes, writer: Writer) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from condensec.healing.gradient_graph.writing import Writer, chain
+from condensec.healing.gradient_graph.writing import Writer, chain, reshaped
 
 
 def layer_gradient(node: onnx.NodeProto, writer: Writer) -> list[onnx.NodeProto] | None:
@@ -38,10 +38,10 @@ def layer_gradient(node: onnx.NodeProto, writer: Writer) -> list[onnx.NodeProto]
         if name:
             matrix = chain(found, writer, "Reshape", source, flat)
             total = chain(found, writer, "MatMul", ones, matrix)
-            chain(found, writer, "Reshape", total, writer.ints(*width), out=name)
+            reshaped(found, writer, total, *width, out=name)
     if node.output[0]:
         share = chain(found, writer, "Mul", scale, writer.const(1 / np.float32(width[0])))
-        share = chain(found, writer, "Reshape", share, writer.ints(*width, 1))
+        share = reshaped(found, writer, share, *width, 1)
         middle = chain(found, writer, "MatMul", gradient, share)
         along = chain(found, writer, "Mul", n, chain(found, writer, "MatMul", weighted, share))
         moved = chain(found, writer, "Add", along, middle)

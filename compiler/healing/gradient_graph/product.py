@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import onnx
 from onnx import helper
 
 from condensec.healing.gradient_graph import layout
-from condensec.healing.gradient_graph.writing import Writer, chain
+from condensec.healing.gradient_graph.writing import Writer, chain, reshaped
 
 _HEIGHT = 64  # rows of the image: the part of the kernel that is read at a time stays in the cache
 _LEAST = 1 << 16  # elements of dW: below, re-ordering costs what is gained
@@ -96,9 +97,7 @@ def _write(product: Product, name: str, block: int, nodes: list[onnx.NodeProto],
     height = max(h for h in range(1, _HEIGHT + 1) if strips % h == 0)
     channels = strips // height * block
 
-    def shaped(value: str, *shape: int, out: str | None = None) -> str:
-        return chain(nodes, writer, "Reshape", value, writer.ints(*shape), out=out)
-
+    shaped = partial(reshaped, nodes, writer)
     image = shaped(product.wide, strips, block, width)
     image = chain(nodes, writer, "Transpose", image, perm=[0, 2, 1])
     kernel = shaped(product.narrow, strips, block, depth // block, block)

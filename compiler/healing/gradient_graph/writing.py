@@ -68,3 +68,8 @@ def chain(nodes: list[onnx.NodeProto], writer: Writer, op: str, *inputs: str, **
     out: str = attributes.pop("out", None) or writer.fresh(op)
     nodes.append(helper.make_node(op, list(inputs), [out], **attributes))
     return out
+
+
+def reshaped(nodes: list[onnx.NodeProto], writer: Writer, name: str, *shape: int, out: str = "") -> str:
+    """A value in another shape; `out` names it."""
+    return chain(nodes, writer, "Reshape", name, writer.ints(*shape), out=out)

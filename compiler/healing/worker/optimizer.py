@@ -148,9 +148,7 @@ class Optimizer:
 
     def _pieces(self) -> Iterator[Piece]:
         """All weights, in pieces of at most `PIECE`."""
-        few: list[
-            tuple[int, int, float, float]
-        ] = []  # small tensors: a piece of its own costs more than they
+        few: list[tuple[int, int, float, float]] = []  # small tensors: a piece of its own costs more
         for tensor in self._measure():
             if few and tensor[1] - few[0][0] > PIECE:
                 yield _together(few)
