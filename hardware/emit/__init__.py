@@ -96,13 +96,8 @@ def emit(
             _request(model, target, samples, threads, calibrate, work), choosy=precision == "auto"
         )
         search = Search(dialect, request, work, reference(request), accept)
-        chosen = base = search.base()
         quantized = already_quantized(request.model)
-        if quantized:
-            search.notes.append(f"the model is quantized already ({quantized} nodes): it stays as it is")
-        else:
-            wanted = _wanted(target, precision)
-            chosen = search.best(base, wanted, guarded=precision == "auto" or accept is not None)
+        chosen = _chosen(search, request, precision, quantized, guarded=accept is not None)
         provenance.carry({**(origin or {}), **provenance.of(request.model)}, chosen.path)
         extra = _ort_format(chosen, search) if ort else []
         path = _publish(chosen.path, out)
@@ -121,6 +116,16 @@ def emit(
         calibration=recipe.method if recipe.precision == "int8" else "",
         in_fp32=chosen.reasons,
     )
+
+
+def _chosen(search: Search, request: Request, precision: str, quantized: int, *, guarded: bool) -> Candidate:
+    """The graph of the precision asked for; the plain one of a model that has ``quantized`` nodes already."""
+    base = search.base()
+    if quantized:
+        search.notes.append(f"the model is quantized already ({quantized} nodes): it stays as it is")
+        return base
+    wanted = _wanted(request.target, precision)
+    return search.best(base, wanted, guarded=guarded or precision == "auto")
 
 
 def _check_words(precision: str, calibrate: str) -> None:
