@@ -32,7 +32,7 @@ class HealOptions:
         patience: stop after this many validations without a better one; 0 = never.
         augment: changes training samples: `flip`, `crop=4`, `module:callable` or several joined by commas,
             or a function (batch: dict[str, ndarray], rng: Generator) -> dict; see `healing.augment`.
-        views: of the augmented samples that are used in turn; 0 = a new one for every epoch.
+        views: of the augmented samples that are used in turn; 0 = a new one every other epoch.
         freeze: regular expression; weights in whose name, or in that of a node that reads them, it's found
             are left alone.
         zeros: names of weights whose zeros stay zeros.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 Files = dict[str, str]
 Make = Callable[[int, Path, Callable[[], bool]], Files]
+USES = 2  # epochs a view serves: the teacher's answers to it cost about half an epoch of training
 
 
 class Views:
@@ -18,7 +19,7 @@ class Views:
     Args:
         make: (view, folder, is_stopped) -> graph input -> file; runs in a thread of its own.
         folder: to write to; a view is a folder in it.
-        count: views that are used in turn; 0 = a new one for every epoch.
+        count: views that are used in turn; 0 = a new one every `USES` epochs.
         epochs: epochs that will be asked for; None = no end.
     """
 
@@ -46,13 +47,16 @@ class Views:
         if self._epochs is None or epoch + 1 < self._epochs:
             self._view(epoch + 1)
         if not self._count:
-            for old in [v for v in self._views if v not in (epoch, epoch + 1)]:
+            for old in [v for v in self._views if v < self._number(epoch)]:
                 self._views.pop(old).cancel()
                 shutil.rmtree(self._folder / f"view{old}", ignore_errors=True)
         return files
 
+    def _number(self, epoch: int) -> int:
+        return epoch % self._count if self._count else epoch // USES
+
     def _view(self, epoch: int) -> Future[Files]:
-        number = epoch % self._count if self._count else epoch
+        number = self._number(epoch)
         if number not in self._views:
             folder = self._folder / f"view{number}"
             self._views[number] = self._pool.submit(self._make, number, folder, self._stopped.is_set)

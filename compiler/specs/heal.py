@@ -34,7 +34,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], float | int | str], str]] = {
     "temperature": ("temperature", float, "a number above 0"),
     "freeze": ("freeze", str, "a regular expression without commas"),
     "patience": ("patience", int, "validations without a better one, 0 = never stop early"),
-    "views": ("views", int, "augmented views used in turn, 0 = a new one for every epoch"),
+    "views": ("views", int, "augmented views used in turn, 0 = a new one every other epoch"),
     # of the stack, not of one training: no field of HealOptions
     "zeros": ("", float, "the share of the training for zeros, from 0 to below 1"),
     "quantized": ("", float, "the share of the training for int8 graphs, from 0 to below 1"),
