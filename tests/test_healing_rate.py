@@ -16,10 +16,16 @@ from condensec.healing.worker import probe
 from condensec.healing.worker.optimizer import Flat, Optimizer, Settings
 
 
-def test_the_best_trial_wins_and_harm_everywhere_means_smaller_still() -> None:
+def test_the_best_trial_wins_and_longer_runs_take_longer_steps() -> None:
     trials = [probe.Trial(0.002, 0.9), probe.Trial(0.008, 0.7), probe.Trial(0.032, math.inf)]
-    assert probe.choose(trials, before=1.0) == 0.008
-    assert probe.choose(trials, before=0.5) == pytest.approx(0.002 / 3)
+    assert probe.choose(trials, steps=24, total=24) == 0.008
+    grown = [probe.choose(trials, 24, total) for total in (24, 240, 2400, 1e9)]
+    assert grown == sorted(grown)
+    assert grown[1] == pytest.approx(0.008 * 10**probe.GROWTH)
+    assert grown[-1] == probe.LARGEST
+    small = [probe.Trial(0.0007, 0.9), probe.Trial(0.002, 1.1)]
+    assert probe.choose(small, 24, 1e9) == pytest.approx(0.0007 * probe.MOST_GROWTH)
+    assert probe.choose([probe.Trial(0.05, 0.1)], 24, 1e9) == 0.05  # what was asked to be tried isn't cut
 
 
 def test_short_runs_are_not_tried_and_trials_stay_a_part_of_long_ones() -> None:
@@ -76,7 +82,7 @@ def test_the_found_rate_is_as_good_as_the_fixed_one(tmp_path: Path, build: Any) 
     said: list[str] = []
     found = setting.heal(epochs=12, batch=32, progress=lambda share, text: said.append(text))
     fixed = setting.heal(epochs=12, batch=32, lr=0.008)
-    assert any("does best in short runs" in text for text in said)
+    assert any("by short runs" in text for text in said)
     assert found.after < 1.03 * fixed.after < fixed.before
 
 

@@ -47,7 +47,7 @@ def pass_on(say: Progress) -> dict[str, Callable[[Event], None]]:
         say(float(event["share"]), text)
 
     def probed(event: Event) -> None:
-        say(0.0, f"a step of {100 * float(event['lr']):.2g}% of each weight's size does best in short runs")
+        say(0.0, f"a step of {100 * float(event['lr']):.2g}% of each weight's size, by short runs")
 
     def resumed(event: Event) -> None:
         say(0.0, f"going on from step {event['step']}")

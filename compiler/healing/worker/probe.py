@@ -4,6 +4,11 @@ What a weight may move a step differs by a factor of thirty between networks: a 
 network with half of its channels gone is thrown off by a step that a small transformer still finds too
 short. So every rate of a coarse grid gets a run in miniature, warm-up and cosine included, and is judged
 by the loss of its averaged weights on validation batches.
+
+A short run favours short steps (short-horizon bias, Wu et al. 2018, arXiv:1803.02021): what a long step
+breaks first, it needs time to make good. Measured on a ResNet-56 cut to 0.47x, 0.07% a step did best in 24
+steps, 0.2% in 192, 0.5% in 690 (87.9% right; 86.9 with 0.07%); on a MiniLM 0.2% in 24 and in 48 steps, 0.2%
+and 0.5% alike in 220. So the rate found grows with how much longer the whole run is.
 """
 
 from __future__ import annotations
@@ -20,15 +25,17 @@ from .engine import Engine
 from .optimizer import Flat, Optimizer, Settings
 
 DEFAULT = 0.004  # where there is no time to try: slow, but nothing was seen that it throws off
-JUDGED = 8  # validation batches that a run is judged by
+JUDGED = 16  # validation batches that a run is judged by
 # (steps of the whole run from which on, rates, steps of one run, share of the whole run). Below some dozen
 # steps a run in miniature says nothing: Adam's first steps are noise, and the smallest rate always wins.
 _PLANS = (
-    (384, (0.002, 0.005, 0.0125, 0.032), 24, 0.1),
-    (144, (0.002, 0.008, 0.032), 16, 0.0),
+    (384, (0.0007, 0.002, 0.005, 0.0125), 24, 0.1),
+    (144, (0.0007, 0.002, 0.008), 16, 0.0),
     (72, (0.002, 0.008), 12, 0.0),
 )
-_MOST = 40  # steps of one run
+_MOST = 250  # steps of one run
+GROWTH, MOST_GROWTH = 0.35, 6.0  # of the rate, with the length of the run: the exponent, and how far at most
+LARGEST = 0.032  # relative step that nothing was seen to gain from
 
 
 @dataclass(frozen=True)
@@ -73,17 +80,17 @@ def run(
     return True
 
 
-def choose(trials: list[Trial], before: float) -> float:
-    """The rate to train with.
-
-    The best one. Where even the smallest did harm, a smaller one still: a third of it.
+def choose(trials: list[Trial], steps: int, total: float) -> float:
+    """The rate to train with: the best one, longer by as much as the run is longer than its miniature.
 
     Args:
         trials: in order of their rates.
-        before: loss at the start, on the same batches.
+        steps: of each of them.
+        total: steps of the whole run.
     """
     best = min(trials, key=lambda t: t.loss)
-    return best.lr if best.loss < before else trials[0].lr / 3
+    growth = min(max(total / steps, 1.0) ** GROWTH, MOST_GROWTH)
+    return min(best.lr * growth, max(best.lr, LARGEST))
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,8 @@ class Run:
         begun = self._spent
         start = self._weights.buffer.copy()
         latest = math.inf if self._seconds is None else begun + probe.LATEST * (self._seconds - begun)
-        rates, steps = probe.plan(self._total_steps())
+        total = self._total_steps()
+        rates, steps = probe.plan(total)
         bench = probe.Bench(self._engine, self._optimizer, self._stream, self._weights, self._val)
         trials: list[probe.Trial] = []
         for rate in rates:
@@ -182,7 +183,7 @@ class Run:
                 break
             trials.append(trial)
         if len(trials) > 1:
-            self._lr = probe.choose(trials, bench.loss_on_few(start))
+            self._lr = probe.choose(trials, steps, total)
             losses = [(t.lr, t.loss if math.isfinite(t.loss) else None) for t in trials]
             seconds = self._spent - begun
             self._channel.send("probed", lr=self._lr, losses=losses, steps=steps, seconds=seconds)
