@@ -169,7 +169,7 @@ def test_an_unfinished_view_ends_with_the_heal(tmp_path: Path) -> None:
     assert threading.active_count() < 20
 
 
-@pytest.mark.parametrize("views", [0, 2])
+@pytest.mark.parametrize("views", [0, 1])
 def test_the_teacher_answers_for_the_changed_samples(
     tmp_path: Path, views: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +190,7 @@ def test_the_teacher_answers_for_the_changed_samples(
     monkeypatch.setattr(targets.Teacher, "write", write)
     result = setting.heal(epochs=3, batch=16, augment="flip,crop=2", views=views)
     assert result.after < result.before
-    assert {view for _, view in written} == ({0, 1} if views else {0, 1})
+    assert {view for _, view in written} == ({0} if views else {0, 1})
     for arrays, _ in written:
         inputs = arrays["input"]
         assert not np.array_equal(inputs, setting.train.inputs["input"])
