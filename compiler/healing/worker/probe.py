@@ -90,7 +90,7 @@ def choose(trials: list[Trial], steps: int, total: float) -> float:
     """
     best = min(trials, key=lambda t: t.loss)
     growth = min(max(total / steps, 1.0) ** GROWTH, MOST_GROWTH)
-    return min(best.lr * growth, max(best.lr, LARGEST))
+    return float(min(best.lr * growth, max(best.lr, LARGEST)))
 
 
 @dataclass(frozen=True)
