@@ -15,19 +15,16 @@ import numpy as np
 # ruff: noqa: TID251 (these are this package's own modules, under whatever name it was started)
 from . import blocks, probe
 from .channel import Channel, peak_rss_mb, write_npz
+from .clock import Clock
 from .data import Batches, Files, Stream
 from .engine import Engine
 from .optimizer import Flat, Optimizer, Settings, zeros_of
 
-_STARTED = time.monotonic()
 _PROGRESS_EVERY = 0.5  # seconds between two progress lines
 _SAVE_EVERY = 15.0  # seconds between two checkpoints within a round, at least; and
 _SAVE_SHARE = 0.02  # of the time, at most
 _MOST_BYTES = 1 << 29  # of a gradient graph that is worth writing and reading once more
 _RETRIES = 2  # diverged runs are rolled back and slowed down this often
-_VALIDATION = 0.1  # share of the time, at most
-_ROUNDS = 12  # of a timed run, at most
-_FORWARD = 1 / 3  # of a training step: what a batch of validation costs; and once more for the parent's judge
 
 
 class Run:
@@ -60,26 +57,23 @@ class Run:
         steps = max(1, int(request["samples"]) // batch)
         self._stream = Stream(self._files, steps, batch, seed)
         self._val = Batches(request["validation"], batch, 0)
-        self._epochs: float | None = request.get("epochs")
-        self._seconds: float | None = request.get("seconds")
+        self._clock = Clock(request.get("epochs"), request.get("seconds"), self._stream, self._val)
         self._lr: float | None = request["optimizer"]["lr"]
         self._settings = Settings.of({**request["optimizer"], "lr": self._lr or probe.DEFAULT})
         self._optimizer = Optimizer(
             self._weights,
             self._gradients,
             self._settings,
-            self._decay(steps * (self._epochs or 10)),
+            self._decay(steps * (request.get("epochs") or 10)),
             zeros_of(self._weights, request.get("zeros", [])),
             int(request["threads"]),
         )
         self._state = Path(request["state"])
         self._round = self._retries = 0
-        self._earlier = 0.0  # seconds used by processes before this one
         self._stepped, self._stepping = 0, 0.0  # steps and their seconds in this process
         self._told = 0.0
         self._losses = [0.0, 0.0]  # sum and number since the last round
         self._recent: deque[float] = deque(maxlen=20)
-        self._validated = self._longest = 0.0  # seconds of the last validation, and of the longest
         self._value = math.inf
 
     def _improved(self, model: bytes) -> bytes:
@@ -115,11 +109,15 @@ class Run:
         if not stop and self._lr is None:
             self._find_rate()
         self._good = self._copy_of_state()
-        while not stop and not self._is_over():
+        while not stop and not self._clock.is_over():
             if self._train_round():
                 stop = self._close_round()
         self._channel.send(
-            "done", steps=self._optimizer.step_count, seconds=self._spent, rate=self._rate(), lr=self._lr
+            "done",
+            steps=self._optimizer.step_count,
+            seconds=self._clock.spent,
+            rate=self._rate(),
+            lr=self._lr,
         )
 
     def _copy_of_state(self) -> dict[str, np.ndarray]:
@@ -128,56 +126,20 @@ class Run:
     def _round_file(self, number: int) -> Path:
         return self._state / f"round-{number}.npz"
 
-    # -- the budget -------------------------------------------------------------------------------------
-
-    @property
-    def _spent(self) -> float:
-        """Seconds used in this and earlier processes, their starts and the parent's answers included."""
-        return self._earlier + time.monotonic() - _STARTED
-
-    def progress(self) -> float:
-        """Share of the budget used, in [0, 1]."""
-        if self._seconds is not None:
-            return min(1.0, self._spent / max(self._seconds - self._reserve(), 1e-3))
-        return min(1.0, self._stream.done / self._stream.steps / max(self._epochs or 1, 1e-9))
-
-    def _reserve(self) -> float:
-        """Seconds the last validation will take."""
-        return 1.1 * self._longest
-
-    def _is_over(self) -> bool:
-        return self.progress() >= 1.0
-
-    def _is_round_over(self, begun: float) -> bool:
-        """Time to validate: often enough to catch the best weights, rarely enough to train most of the time.
-
-        A run counted in epochs goes by steps, so that it does the same on every machine: whole epochs, as
-        many as keep validation to a tenth of the work, but four rounds at least.
-        """
-        if self._is_over():
-            return True
-        if self._seconds is not None:
-            share = (1 - _VALIDATION) / _VALIDATION
-            return time.monotonic() - begun > max(self._seconds / _ROUNDS, share * self._validated)
-        steps = self._stream.steps
-        cost = 2 * _FORWARD * -(-self._val.count // self._val.size)
-        wanted = min(cost / _VALIDATION, steps * (self._epochs or 1) / 4)
-        return self._stream.done % (max(1, round(wanted / steps)) * steps) == 0
-
     # -- training ---------------------------------------------------------------------------------------
 
     def _find_rate(self) -> None:
         """Try a few step sizes; the start is as it was afterwards."""
-        begun = self._spent
+        begun = self._clock.spent
         start = self._weights.buffer.copy()
-        latest = math.inf if self._seconds is None else begun + probe.LATEST * (self._seconds - begun)
+        latest = begun + probe.LATEST * self._clock.left
         total = self._total_steps()
         rates, steps = probe.plan(total)
         bench = probe.Bench(self._engine, self._optimizer, self._stream, self._weights, self._val)
         trials: list[probe.Trial] = []
         for rate in rates:
             settings = replace(self._settings, lr=rate, warmup=0.2)
-            trial = bench.tried(settings, steps, start, lambda: self._spent > latest)
+            trial = bench.tried(settings, steps, start, lambda: self._clock.spent > latest)
             self._channel.send("alive")
             if trial is None:
                 break
@@ -185,7 +147,7 @@ class Run:
         if len(trials) > 1:
             self._lr = probe.choose(trials, steps, total)
             losses = [(t.lr, t.loss if math.isfinite(t.loss) else None) for t in trials]
-            seconds = self._spent - begun
+            seconds = self._clock.spent - begun
             self._channel.send("probed", lr=self._lr, losses=losses, steps=steps, seconds=seconds)
         else:
             self._lr = probe.DEFAULT
@@ -196,13 +158,13 @@ class Run:
 
     def _total_steps(self) -> float:
         """Steps of the whole run; where the clock decides, as the second step's time has it."""
-        if self._seconds is None:
-            return self._stream.steps * (self._epochs or 1)
+        if self._clock.seconds is None:
+            return self._stream.steps * self._clock.epochs
         self._engine.step(self._stream.next())
         begun = time.monotonic()
         self._engine.step(self._stream.next())
         a_step = time.monotonic() - begun
-        total = max(self._seconds - self._spent, 0.0) / max(a_step, 1e-6)
+        total = self._clock.left / max(a_step, 1e-6)
         self._optimizer.decay = self._decay(total)
         return total
 
@@ -218,7 +180,7 @@ class Run:
             if not math.isfinite(loss) or not math.isfinite(norm):
                 self._roll_back()
                 return False
-            self._optimizer.step(self.progress(), norm)
+            self._optimizer.step(self._clock.share(), norm)
             self._note(loss)
             now = time.monotonic()
             self._stepping += now - last
@@ -226,7 +188,7 @@ class Run:
             if now - self._told > _PROGRESS_EVERY:
                 self._told = now
                 self._report()
-            if self._is_round_over(begun):
+            if self._clock.is_round_over(begun):
                 return True
             if now - saved > max(_SAVE_EVERY, saving / _SAVE_SHARE):
                 self._save()
@@ -243,8 +205,8 @@ class Run:
         return self._stepped * self._val.size / max(self._stepping, 1e-9)
 
     def _report(self) -> None:
-        share = self.progress()
-        left = self._spent * (1 - share) / share if share > 0 else math.inf
+        share = self._clock.share()
+        left = self._clock.spent * (1 - share) / share if share > 0 else math.inf
         self._channel.send(
             "progress",
             epoch=self._stream.epoch,
@@ -273,8 +235,7 @@ class Run:
         self._round += 1
         self._save()
         stop = self._tell_round(self._round - 1)
-        self._validated = time.monotonic() - begun
-        self._longest = max(self._longest, self._validated)
+        self._clock.validation_took(time.monotonic() - begun)
         return stop
 
     def _tell_round(self, number: int) -> bool:
@@ -287,8 +248,8 @@ class Run:
             train_loss=total / count if count else None,
             validation_loss=self._value,
             weights=str(self._round_file(number)),
-            share=self.progress(),
-            seconds=self._spent,
+            share=self._clock.share(),
+            seconds=self._clock.spent,
             rate=self._rate(),
             rss=peak_rss_mb(),
         )
@@ -309,7 +270,7 @@ class Run:
         self._retries += 1
         self._channel.send("diverged", step=self._optimizer.step_count, retries=self._retries)
         if self._retries > _RETRIES:
-            self._epochs, self._seconds = 0.0, None  # over
+            self._clock.end()
             return
         self._lr = (self._lr or probe.DEFAULT) / 3
         self._settings = self._optimizer.settings = replace(self._settings, lr=self._lr)
@@ -325,8 +286,8 @@ class Run:
             "epoch": self._stream.epoch,
             "position": self._stream.position,
             "round": self._round,
-            "spent": self._spent,
-            "validated": self._validated,
+            "spent": self._clock.spent,
+            "validated": self._clock.validated,
             "value": self._value if math.isfinite(self._value) else None,
             "retries": self._retries,
             "lr": self._lr,
@@ -353,8 +314,8 @@ class Run:
         self._optimizer.restore(state)
         self._stream.seek(meta["epoch"], meta["position"])
         self._round, self._retries, self._losses = meta["round"], meta["retries"], meta["losses"]
-        self._earlier, self._validated = meta["spent"], meta["validated"]
-        self._longest = self._validated
+        self._clock.earlier = meta["spent"]
+        self._clock.validation_took(meta["validated"])
         self._value = math.inf if meta["value"] is None else meta["value"]
         self._channel.send(
             "resumed", epoch=self._stream.epoch, step=self._optimizer.step_count, round=self._round
