@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ from condensec.passes.shuffle import find, gather_instead
 from condensec.passes.world import World, build_world
 from condensec.passes.zeros import settle
 from condensec.plan import AxisRef, FrozenAxis
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,14 @@ class Analysis:
     frozen: tuple[FrozenAxis, ...]
     weight_layouts: dict[str, list[Term | None]] = field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
+    _found: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: str, find: Callable[[], T]) -> T:
+        """What ``find`` gives, computed at the first call for a key."""
+        if key not in self._found:
+            self._found[key] = find()
+        found: T = self._found[key]
+        return found
 
     @property
     def model(self) -> ir.Model:

@@ -92,6 +92,44 @@ def taken_out(analysis: Analysis, counts: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(layer.id for layer in analysis.layers if not counts.get(layer.id, 1))
 
 
+@dataclass(frozen=True)
+class _Structure:
+    """What of a model's cost doesn't depend on its widths.
+
+    Attributes:
+        costs: of each weighted node, by name.
+        batch: samples of one run.
+        layers: ids of the layers that a node lies in, where there are any.
+        nodes: weighted nodes that each group or layer touches, by id.
+        users: ids of the groups and layers that touch a node.
+    """
+
+    costs: Mapping[str, Cost]
+    batch: int
+    layers: Mapping[str, Sequence[str]]
+    nodes: Mapping[str, Sequence[str]]
+    users: Mapping[str, Sequence[str]]
+
+
+def _structure(analysis: Analysis) -> _Structure:
+    costs = {c.node.name or "": _resolved(analysis, c) for c in analysis.context.costs}
+    batch = max(1, min((s[0] for s in analysis.world.inputs.values() if s), default=1))
+    nodes: dict[str, list[str]] = {x.id: list(x.weighted) for x in analysis.layers}
+    touched = {name: _atom_ids(analysis, cost) for name, cost in costs.items()}
+    for group in analysis.groups:
+        ids = {a.id for a in group.atoms}
+        nodes[group.id] = [name for name, found in touched.items() if ids & found]
+    layers: dict[str, list[str]] = {}
+    for layer in analysis.layers:
+        for name in layer.weighted:
+            layers.setdefault(name, []).append(layer.id)
+    users: dict[str, list[str]] = {}
+    for item, names in nodes.items():
+        for name in names:
+            users.setdefault(name, []).append(item)
+    return _Structure(costs, batch, layers, nodes, users)
+
+
 class Widths:
     """Current widths and their cost, updated item by item.
 
@@ -106,27 +144,13 @@ class Widths:
         self.goals = goals
         self.sizes: dict[int, int] = {}
         self.gone: set[str] = set()
-        self._costs = {c.node.name or "": _resolved(analysis, c) for c in analysis.context.costs}
-        self._batch = max(1, min((s[0] for s in analysis.world.inputs.values() if s), default=1))
-        self._layers: dict[str, list[str]] = {}  # of each node that lies in any
-        for layer in analysis.layers:
-            for name in layer.weighted:
-                self._layers.setdefault(name, []).append(layer.id)
-        self._nodes: dict[str, list[str]] = {x.id: list(x.weighted) for x in analysis.layers}
-        touched = {name: _atom_ids(analysis, cost) for name, cost in self._costs.items()}
-        for group in analysis.groups:
-            ids = {a.id for a in group.atoms}
-            self._nodes[group.id] = [name for name, found in touched.items() if ids & found]
-        self._users: dict[str, list[str]] = {}  # what touches each node
-        for name, nodes in self._nodes.items():
-            for node in nodes:
-                self._users.setdefault(node, []).append(name)
+        self._fixed = analysis.once("widths", lambda: _structure(analysis))
         self._savings: dict[str, dict[tuple[int, int], npt.NDArray[np.float64]]] = {}
         self._recount()
 
     def _recount(self) -> None:
         self._savings.clear()
-        self._found = {name: self._cost(name) for name in self._costs}
+        self._found = {name: self._cost(name) for name in self._fixed.costs}
         self.totals = np.sum(list(self._found.values()), axis=0) if self._found else np.zeros(len(self.goals))
 
     def at(self, counts: Mapping[str, int]) -> Widths:
@@ -147,7 +171,7 @@ class Widths:
         return NodeShape(
             cost.node.name or "",
             cost.node.op_type,
-            macs // self._batch,
+            macs // self._fixed.batch,
             0 if cost.inputs is None else count(cost.inputs, self.sizes),
             0 if cost.outputs is None else count(cost.outputs, self.sizes),
             cost.groups if isinstance(cost.groups, int) else count(cost.groups, self.sizes),
@@ -157,20 +181,20 @@ class Widths:
 
     def removed(self, node: str) -> bool:
         """Whether a node lies in a layer that is taken out."""
-        return any(layer in self.gone for layer in self._layers.get(node, ()))
+        return any(layer in self.gone for layer in self._fixed.layers.get(node, ()))
 
     def idle(self, item: Item) -> bool:
         """Whether a group lies in removed layers altogether: what it loses doesn't matter any more."""
-        return isinstance(item, Group) and all(map(self.removed, self._nodes[item.id]))
+        return isinstance(item, Group) and all(map(self.removed, self._fixed.nodes[item.id]))
 
     def set(self, item: Item, count: int) -> None:
         """Give a group a width, or take a layer out or back in (0, 1), and update the totals."""
         self.assign(item, count)
-        for name in self._nodes[item.id]:
+        for name in self._fixed.nodes[item.id]:
             new = self._cost(name)
             self.totals = self.totals + new - self._found[name]
             self._found[name] = new
-            for user in self._users[name]:
+            for user in self._fixed.users[name]:
                 self._savings.pop(user, None)
 
     def saving(self, item: Item, count: int, current: int) -> npt.NDArray[np.float64]:
@@ -179,9 +203,9 @@ class Widths:
         found = known.get((count, current))
         if found is None:
             self.assign(item, count)
-            new = sum(map(self._cost, self._nodes[item.id]), np.zeros(len(self.goals)))
+            new = sum(map(self._cost, self._fixed.nodes[item.id]), np.zeros(len(self.goals)))
             self.assign(item, current)
-            old = sum((self._found[name] for name in self._nodes[item.id]), np.zeros(len(self.goals)))
+            old = sum((self._found[name] for name in self._fixed.nodes[item.id]), np.zeros(len(self.goals)))
             found = known[count, current] = np.asarray(old - new)
         return found
 
@@ -198,7 +222,7 @@ class Widths:
     def _cost(self, node: str) -> npt.NDArray[np.float64]:
         if self.removed(node):
             return np.zeros(len(self.goals))
-        shape = self.shape(self._costs[node])
+        shape = self.shape(self._fixed.costs[node])
         return np.array([goal.cost(shape) for goal in self.goals], np.float64)
 
 
