@@ -25,7 +25,7 @@ from condensec.hardware.emission import CHECKED, Arrays, Fidelity, Recipe, Reque
 from condensec.hardware.int8 import source_macs, worst_layers
 from condensec.hardware.protocol import Protocol
 from condensec.hardware.stand_in import int8_penalty
-from condensec.hardware.work import affordable
+from condensec.hardware.work import times_within
 
 FILE = "model.onnx"
 Accept = Callable[[Path], bool]
@@ -59,7 +59,7 @@ class Candidate:
 
 def searched(macs: int) -> int:
     """How many graphs are tried in search of layers to leave in fp32, by multiply-accumulates of a sample."""
-    return affordable(_SEARCH_MACS, macs * CHECKED * _RUNS, *_SEARCHES)
+    return times_within(_SEARCH_MACS, macs * CHECKED * _RUNS, *_SEARCHES)
 
 
 class Search:

@@ -11,7 +11,7 @@ import numpy as np
 
 from condensec.errors import PostconditionError
 from condensec.hardware.target import Target
-from condensec.hardware.work import affordable, macs
+from condensec.hardware.work import macs, times_within
 from condensec.model_signature import signature
 from condensec.runner import Session
 
@@ -72,7 +72,7 @@ class Request:
         """What emitted graphs are checked on. The last samples: calibration looks at the first."""
 
         def count() -> int:
-            return affordable(CHECKED_MACS, macs(self.model, self.samples), LEAST_CHECKED, CHECKED)
+            return times_within(CHECKED_MACS, macs(self.model, self.samples), LEAST_CHECKED, CHECKED)
 
         end = len(self.samples)
         return self.samples.subset(range(max(0, end - self.once("checked", count)), end))

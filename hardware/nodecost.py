@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from condensec.hardware.isolate import Isolated
 
-WEIGHTED = frozenset({"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"})
+_PRODUCTS = frozenset({"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"})
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def channel_axis(node: Any, rank: int) -> int:
 def cost_of(isolated: Isolated) -> NodeCost | None:
     """The cost of a node, or None if it's no matrix product or convolution."""
     node = isolated.node
-    if node.op_type not in WEIGHTED or len(node.input) < 2 or not isolated.outputs:
+    if node.op_type not in _PRODUCTS or len(node.input) < 2 or not isolated.outputs:
         return None
     x, w = (isolated.arguments.get(name) for name in node.input[:2])
     if x is None or w is None:

@@ -20,7 +20,7 @@ from condensec.hardware.nodecost import NodeCost, attributes, cost_of
 if TYPE_CHECKING:
     from condensec.hardware.isolate import Isolated
 
-WEIGHTED = ("conv", "depthwise", "grouped", "deconv", "matmul", "product")
+_WEIGHTED = ("conv", "depthwise", "grouped", "deconv", "matmul", "product")
 _WORDS = re.compile(r"([a-z])(\d+)$")
 _NAME = re.compile(r"[A-Za-z]\w*$")
 _DTYPE = re.compile(r"(?:float|int|uint|bool|bfloat)\d*$")
@@ -31,7 +31,7 @@ class NodeKey:
     """A node, reduced to what decides its time.
 
     Attributes:
-        op: one of `WEIGHTED`, or an operator type.
+        op: one of `_WEIGHTED`, or an operator type.
         dtype: of its first input.
         kernel: positions of the kernel.
         stride: product of the strides.
@@ -59,7 +59,7 @@ class NodeKey:
     @property
     def weighted(self) -> bool:
         """Whether it multiplies matrices."""
-        return self.op in WEIGHTED
+        return self.op in _WEIGHTED
 
     def __str__(self) -> str:
         if not self.weighted:

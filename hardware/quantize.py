@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+QUANTIZABLE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 PER_CHANNEL_OPSET = 13  # the first whose DequantizeLinear has an axis
 _LEAST_OPSET = 10  # the first that has QuantizeLinear
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm", "QAttention", "QEmbed", "QMoE")
@@ -210,7 +210,7 @@ def _quantizer(
         "ActivationSymmetric": scheme.symmetric,
         "WeightSymmetric": True,
         "QuantizeBias": scheme.quantize_bias,
-        "OpTypesToExcludeOutputQuantization": list(WEIGHTED) if scheme.inputs_only else [],
+        "OpTypesToExcludeOutputQuantization": list(QUANTIZABLE) if scheme.inputs_only else [],
     }
     return QDQQuantizer(
         model,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from condensec.hardware.bias import Array, rounded
 from condensec.hardware.nodecost import channel_axis
-from condensec.hardware.quantize import PER_CHANNEL_OPSET, WEIGHTED, opset_of
-from condensec.hardware.work import affordable, macs
+from condensec.hardware.quantize import PER_CHANNEL_OPSET, QUANTIZABLE, opset_of
+from condensec.hardware.work import macs, times_within
 from condensec.runner import Session
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def layer_errors(
     layers = _install(proto, ranges, frozenset(exclude), shifts or {})
     if not layers:
         return []
-    count = affordable(MACS / (len(layers) + 1), macs(source, samples), _LEAST, _MOST)
+    count = times_within(MACS / (len(layers) + 1), macs(source, samples), _LEAST, _MOST)
     session = Session(proto, threads=threads, optimize="basic")
     floats = [p.name for p in session.outputs if p.name in outputs and p.dtype == np.float32]
     off = np.zeros(len(layers), np.bool_)
@@ -132,7 +132,7 @@ def _install(
     nodes = list(proto.graph.node)
     del proto.graph.node[:]
     for node in nodes:
-        if node.op_type in WEIGHTED and node.name not in exclude and node.domain in ("", "ai.onnx"):
+        if node.op_type in QUANTIZABLE and node.name not in exclude and node.domain in ("", "ai.onnx"):
             build = _Switch(proto, len(layers))
             taken = [build.input(node, i, weights, ranges) for i in (0, 1)]
             if any(taken):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from condensec.hardware.nodecost import channel_axis
-from condensec.hardware.quantize import WEIGHTED
+from condensec.hardware.quantize import QUANTIZABLE
 from condensec.model_signature import signature
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LARGE = 4096  # elements; a larger weight's values say nothing about shapes
 
 
-def affordable(limit: float, work: float, least: int, most: int) -> int:
+def times_within(limit: float, work: float, least: int, most: int) -> int:
     """How many times something fits into a limit, within bounds; ``most`` where nothing is known of it."""
     return int(np.clip(limit / max(1.0, work), least, most))
 
@@ -46,7 +46,7 @@ def macs(model: ir.Model | Path, samples: Samples) -> int:
     outputs = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.output)}
     total = 0
     for node in light.graph.node:
-        shape = weights.get(node.input[1], ()) if node.op_type in WEIGHTED else ()
+        shape = weights.get(node.input[1], ()) if node.op_type in QUANTIZABLE else ()
         dims = [max(1, dim.dim_value) for dim in outputs.get(node.output[0], ())]
         if shape:
             channels = shape[channel_axis(node, len(shape))]

@@ -190,7 +190,7 @@ def test_one_layer_alone_is_what_the_quantizer_makes_of_it(tmp_path: Path) -> No
     path, ranges = prepared(fragile(), tmp_path, rows())
     wanted = Session(path).run_samples(rows())
     names = [n.name for n in onnx.load(path).graph.node if n.op_type == "MatMul"]
-    scheme = quantize.Scheme(ops=quantize.WEIGHTED, inputs_only=True)
+    scheme = quantize.Scheme(ops=quantize.QUANTIZABLE, inputs_only=True)
     for layer in sensitive.layer_errors(path, ranges, rows()):
         others = tuple(name for name in names if name != layer.node)
         quantize.quantize(path, tmp_path / "one.onnx", ranges, replace(scheme, exclude=others))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from condensec import io
 from condensec.errors import ConfigError
 from condensec.hardware import int8, rewrite
-from condensec.hardware.quantize import WEIGHTED, Scheme
+from condensec.hardware.quantize import QUANTIZABLE, Scheme
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,7 +30,7 @@ def variants(request: Request, precision: str) -> tuple[str, ...]:
     """
     if precision != "int8":
         return ("",)
-    products = [n.op_type in ("MatMul", "Gemm") for n in request.model.graph if n.op_type in WEIGHTED]
+    products = [n.op_type in ("MatMul", "Gemm") for n in request.model.graph if n.op_type in QUANTIZABLE]
     return (INPUTS, ALL) if sum(products) > len(products) / 2 else (ALL, INPUTS)
 
 
@@ -79,7 +79,7 @@ def prepared(source: ir.Model) -> tuple[ir.Model, list[str]]:
 def scheme(recipe: Recipe, activations: str) -> Scheme:
     """The quantization scheme of a variant."""
     if recipe.variant == INPUTS:
-        return Scheme(activations=activations, ops=WEIGHTED, inputs_only=True, shielded=True)
+        return Scheme(activations=activations, ops=QUANTIZABLE, inputs_only=True, shielded=True)
     return Scheme(activations=activations, shielded=True)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from condensec import io
 from condensec.errors import PostconditionError
 from condensec.hardware import half, int8, rewrite
-from condensec.hardware.quantize import WEIGHTED, Scheme
+from condensec.hardware.quantize import QUANTIZABLE, Scheme
 from condensec.hardware.quiet import quiet_third_party
 from condensec.runner import Session
 
@@ -39,7 +39,7 @@ def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
     model, notes = request.once("flushed", lambda: flushed(request.model))
     notes = list(notes)
     if recipe.precision == "int8":
-        scheme = Scheme("s8", symmetric=True, quantize_bias=False, ops=WEIGHTED, inputs_only=True)
+        scheme = Scheme("s8", symmetric=True, quantize_bias=False, ops=QUANTIZABLE, inputs_only=True)
         int8.write(request, lambda: half.raised(model), recipe, scheme, path)
         tidy(path)
         notes.append("int8: explicit symmetric Q/DQ at the inputs of products, float biases")
