@@ -18,14 +18,21 @@ from condensec.healing.worker.optimizer import Flat, Optimizer, Settings
 
 def test_the_best_trial_wins_and_longer_runs_take_longer_steps() -> None:
     trials = [probe.Trial(0.002, 0.9), probe.Trial(0.008, 0.7), probe.Trial(0.032, math.inf)]
-    assert probe.choose(trials, steps=24, total=24) == 0.008
-    grown = [probe.choose(trials, 24, total) for total in (24, 240, 2400, 1e9)]
+    assert probe.choose(trials, before=0.7, steps=24, total=24) == 0.008
+    grown = [probe.choose(trials, 0.7, 24, total) for total in (24, 240, 2400, 1e9)]
     assert grown == sorted(grown)
     assert grown[1] == pytest.approx(0.008 * 10**probe.GROWTH)
     assert grown[-1] == probe.LARGEST
-    small = [probe.Trial(0.0007, 0.9), probe.Trial(0.002, 1.1)]
-    assert probe.choose(small, 24, 1e9) == pytest.approx(0.0007 * probe.MOST_GROWTH)
-    assert probe.choose([probe.Trial(0.05, 0.1)], 24, 1e9) == 0.05  # what was asked to be tried isn't cut
+    harm = [probe.Trial(0.0007, 0.9), probe.Trial(0.002, 1.1)]
+    assert probe.choose(harm, 0.5, 24, 1e9) == pytest.approx(0.0007 * probe.MOST_GROWTH)
+    assert probe.choose([probe.Trial(0.05, 0.1)], 0.1, 24, 1e9) == 0.05  # a rate that was tried isn't cut
+
+
+def test_no_rate_grows_where_much_was_broken() -> None:
+    trials = [probe.Trial(0.002, 0.9), probe.Trial(0.008, 0.7)]
+    rates = [probe.choose(trials, before, 24, 2400) for before in (0.7, 0.8, 1.0, 1.4, 7.0)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > rates[1] > rates[2] > rates[3] == rates[4] == 0.008
 
 
 def test_short_runs_are_not_tried_and_trials_stay_a_part_of_long_ones() -> None:

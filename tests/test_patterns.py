@@ -359,7 +359,7 @@ def test_many_zeros_come_in_rounds(
     report = api.compress(model, output=tmp_path / "o", patterns="unstructured=0.8:magnitude", **options)
     (found,) = report.patterns
     assert found.share_reached == pytest.approx(0.8, abs=1e-3)
-    assert found.notes[0].startswith("in 4 rounds")
+    assert found.notes[0].startswith("in 3 rounds")
 
 
 def test_zeros_are_stored_sparse_where_the_runtime_reads_it(model: Path, data: Path, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from condensec.stages.steps import Steps
 
 Weights = Mapping[str, npt.NDArray[Any]]
 MANY = 0.6  # zeros: more are set in rounds, where there is time to train
-ROUNDS = 4
+ROUNDS = 3
 ROUND_SECONDS = 15.0  # a round's share of the time, at least: starting a training takes some of it
-GRADUAL = 0.5  # of the training for zeros that the rounds before the last may take
+GRADUAL = 0.4  # of the training for zeros that the rounds before the last may take
 TRIES = 6  # of a smaller share, or fewer layers, at most
 
 

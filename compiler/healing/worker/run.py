@@ -145,7 +145,7 @@ class Run:
                 break
             trials.append(trial)
         if len(trials) > 1:
-            self._lr = probe.choose(trials, steps, total)
+            self._lr = probe.choose(trials, bench.loss_on_few(start), steps, total)
             losses = [(t.lr, t.loss if math.isfinite(t.loss) else None) for t in trials]
             seconds = self._clock.spent - begun
             self._channel.send("probed", lr=self._lr, losses=losses, steps=steps, seconds=seconds)
