@@ -26,6 +26,7 @@ from condensec.report.html import write_html
 from condensec.report.model import GraphRun, Report
 from condensec.runner import Session
 from condensec.stages import int8
+from condensec.stages.emissions import Emissions
 from condensec.stages.goals import Budgets, read_budgets
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job
@@ -172,10 +173,12 @@ def written(
             origin=provenance.entries(job.sha256),
         )
 
+    def guarded() -> emit.Artifact:
+        return write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
+
+    artifact = job.once("emissions", Emissions).get(model, target, out, guarded)
     if healer is not None and healer.trains_quantized:
-        artifact = int8.emitted(job, healer, write)
-    else:
-        artifact = write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
+        artifact = int8.trained(job, healer, artifact, write)
     return _stored(target, artifact) if job.config.sparse else artifact
 
 

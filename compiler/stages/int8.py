@@ -16,17 +16,15 @@ Emit = Callable[[Callable[[Path], bool]], emit.Artifact]
 RESCUE = 5.0  # points over the guard, at most, that training in int8 is trusted to bring back
 
 
-def emitted(job: Job, healer: Healer, write: Emit) -> emit.Artifact:
+def trained(job: Job, healer: Healer, artifact: emit.Artifact, write: Emit) -> emit.Artifact:
     """An artifact within the guard; one in int8 that lost over half of what may be lost is trained.
 
     Args:
         job: the job.
         healer: trains it.
-        write: emits, with a judge of graphs in lower precision.
+        artifact: within the guard.
+        write: emits it again, with a judge of graphs in lower precision.
     """
-    artifact = write(lambda path: job.keeps_guard(_metric(job, path)))
-    if not healer.trains_quantized:
-        return artifact
     if artifact.precision == "int8":
         before = _metric(job, artifact.path)
         wanted = healer.always_quantized or job.endangered(before)
