@@ -8,7 +8,9 @@ For each way the dialect has to write a precision:
    tried follows from the model's size, never from the clock, so that the result is always the same;
 3. where the target can be measured: the time against fp32, and again with doubtful layers (depthwise
    convolutions) in fp32; kept is what is fastest, and only if the interval of the ratio is below 1. Where
-   another x86 level can only be stood in for, "auto" takes what is faster even with the target's handicap.
+   another x86 level can only be stood in for, "auto" takes what is faster even with the target's handicap;
+4. where int8 is faster than the caller needs, layers that lose most go back to fp32 as long as it stays fast
+   enough: what isn't needed for the latency is given back as accuracy.
 """
 
 from __future__ import annotations
@@ -142,6 +144,26 @@ class Search:
         )
         self._left_out(one.recipe, why)
         return True
+
+    def truer(self, one: Candidate, fast_enough: Accept) -> Candidate:
+        """An int8 graph with as many of its worst layers in fp32 as the latency asked for allows."""
+        if one.recipe.precision != "int8" or not fast_enough(one.path):
+            return one
+        layers = [layer.node for layer in worst_layers(self._request, one.recipe)]
+        best, fast, slow = one, 0, len(layers)
+        for _ in range(searched(source_macs(self._request))):
+            count = (fast + slow) // 2
+            if count == fast:
+                break
+            reasons = {**one.reasons, **dict.fromkeys(layers[:count], "there was time left for it")}
+            found = self._write(replace(one.recipe, exclude=tuple(reasons)), reasons)
+            if not fast_enough(found.path):
+                slow = count
+                continue
+            fast = count
+            if found.fidelity.error < best.fidelity.error:
+                best = found
+        return best
 
     @property
     def _measured(self) -> bool:

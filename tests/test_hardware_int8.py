@@ -228,6 +228,32 @@ def test_only_the_layers_that_need_it_stay_in_fp32(tmp_path: Path) -> None:
     assert document["in_fp32"][0]["reason"] == "among those that lose most in int8"
 
 
+def test_time_that_is_left_over_is_spent_on_the_worst_layers(tmp_path: Path) -> None:
+    """Time is stood in for by what it depends on here: how many layers are quantized."""
+    samples = images()
+    target = replace(elsewhere(), precisions=("int8", "fp32"))
+
+    def emitted(name: str, least: int) -> emit.Artifact:
+        def fast_enough(path: Path) -> bool:
+            return ops(path).count("QuantizeLinear") <= least
+
+        return emit.emit(
+            residual_cnn(), target, tmp_path / name, precision="int8", samples=samples,
+            calibrate="minmax", accept=lambda _: True, fast_enough=fast_enough,
+        )  # fmt: skip
+
+    plain = emitted("none", -1)  # never fast enough: nothing to spend
+    assert plain.in_fp32 == {}
+    most = ops(plain.path).count("QuantizeLinear")
+    found = emitted("some", most)
+    assert found.precision == "int8"
+    assert set(found.in_fp32.values()) == {"there was time left for it"}
+    assert ops(found.path).count("QuantizeLinear") <= most
+    assert plain.fidelity is not None
+    assert found.fidelity is not None
+    assert found.fidelity.error < plain.fidelity.error
+
+
 def test_a_guard_that_nothing_keeps_ends_in_fp32_after_few_graphs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,8 @@
-"""Graphs that were emitted before in the same run: quantizing one is minutes of calibration and trials.
+"""A model as a target's runtime wants it, within the guard and the latency asked for.
 
-The original is emitted to see what emission alone brings, and again where that is enough; an accepted model
-is emitted to measure it, and again at the end.
+What was emitted before in the same run is copied: quantizing is minutes of calibration and trials. The
+original is emitted to see what emission alone brings, and again where that is enough; an accepted model is
+emitted to measure it, and again at the end.
 """
 
 from __future__ import annotations
@@ -17,8 +18,66 @@ from pathlib import Path
 import onnx_ir as ir
 
 from condensec import provenance
-from condensec.hardware import bench, emit
+from condensec.hardware import bench, emit, sparse
+from condensec.hardware.protocol import Protocol
 from condensec.hardware.target import Target
+from condensec.stages import int8
+from condensec.stages.heal import Healer
+from condensec.stages.job import Job
+
+QUICK = Protocol(pairs=30, min_seconds=0.5, max_seconds=10.0)
+NEAR = 0.99  # of the latency asked for: measurements repeat to about a percent
+
+
+def written(
+    job: Job, target: Target, model: ir.Model, out: Path, healer: Healer | None = None
+) -> emit.Artifact:
+    """Write one target's graph; a lower precision is only kept where the guard holds with it, too."""
+    validation = job.data.splits.validation
+
+    def write(accept: Callable[[Path], bool]) -> emit.Artifact:
+        return emit.emit(
+            model,
+            target,
+            out,
+            precision=job.config.quantize,
+            samples=job.data.splits.calibration,
+            threads=job.config.jobs,
+            accept=accept if job.config.quantize != "none" else None,
+            fast_enough=_fast_enough(job, target),
+            calibrate=job.config.calibrate,
+            origin=provenance.entries(job.sha256),
+        )
+
+    def guarded() -> emit.Artifact:
+        return write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
+
+    artifact = job.once("emissions", Emissions).get(model, target, out, guarded)
+    if healer is not None and healer.trains_quantized:
+        artifact = int8.trained(job, healer, artifact, write)
+    return _stored(target, artifact) if job.config.sparse else artifact
+
+
+def _fast_enough(job: Job, target: Target) -> Callable[[Path], bool] | None:
+    """Whether a graph is as fast as was asked for; None where nothing was, or the precision was."""
+    asked = [budget for budget in job.config.budgets if budget.kind == "latency"]
+    if job.config.quantize != "auto" or not asked or not target.measurable():
+        return None
+
+    def fast_enough(path: Path) -> bool:
+        found = bench.compare(job.loaded.path, path, job.feeds(1), protocol=QUICK)
+        return all(
+            (found.ratio if budget.relative else found.b.seconds * 1e3) <= NEAR * budget.value
+            for budget in asked
+        )
+
+    return fast_enough
+
+
+def _stored(target: Target, artifact: emit.Artifact) -> emit.Artifact:
+    """The artifact with its zeros left out of the file, where the target's runtime reads that."""
+    note = sparse.store(artifact.path, target.runtime)
+    return replace(artifact, bytes=bench.model_bytes(artifact.path), notes=(*artifact.notes, note))
 
 
 class Emissions:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from condensec import io, provenance, verify
+from condensec import io, verify
 from condensec.errors import PostconditionError
-from condensec.hardware import bench, emit, sparse
+from condensec.hardware import bench, emit
 from condensec.hardware.latency import LatencyModel
 from condensec.hardware.protocol import Protocol
 from condensec.hardware.target import Target
@@ -25,13 +23,11 @@ from condensec.passes.prune import Cut, prune
 from condensec.report.html import write_html
 from condensec.report.model import GraphRun, Report
 from condensec.runner import Session
-from condensec.stages import int8
-from condensec.stages.emissions import Emissions
+from condensec.stages.emissions import written
 from condensec.stages.goals import Budgets, read_budgets
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job
 
-Feeds = dict[str, npt.NDArray[Any]]
 PROOF_SAMPLES = 4
 
 
@@ -79,11 +75,6 @@ class Written:
     emitted: Mapping[str, Emitted]
 
 
-def feeds_of(job: Job, count: int) -> Feeds:
-    """Real inputs for one call of ``count`` samples, or the model's own batch where it is fixed."""
-    return job.loaded.signature.call(job.data.splits.calibration, count)
-
-
 def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:
     """Masked equivalence of the cut, and runs of the healed graph at two batch sizes.
 
@@ -93,7 +84,7 @@ def prove(job: Job, cut: Cut, healed: ir.Model) -> Proven:
     proof = None
     if cut.plan.kept() or cut.plan.removed_layers:
         proof = verify.check(
-            job.loaded.model, cut.plan, cut.model, feeds_of(job, PROOF_SAMPLES), threads=job.config.jobs
+            job.loaded.model, cut.plan, cut.model, job.feeds(PROOF_SAMPLES), threads=job.config.jobs
         )
         if not proof.passed:
             raise PostconditionError(_blame(job, cut, proof))
@@ -114,7 +105,7 @@ def _blame(job: Job, cut: Cut, proof: verify.Proof) -> str:
 
 def _alone(job: Job, units: Mapping[str, tuple[int, ...]], layers: Sequence[str] = ()) -> bool:
     single = prune(job.analysis, units, layers=layers, sha256=job.sha256)
-    return verify.check(job.loaded.model, single.plan, single.model, feeds_of(job, PROOF_SAMPLES)).passed
+    return verify.check(job.loaded.model, single.plan, single.model, job.feeds(PROOF_SAMPLES)).passed
 
 
 def _runs(job: Job, healed: ir.Model) -> tuple[GraphRun, ...]:
@@ -122,7 +113,7 @@ def _runs(job: Job, healed: ir.Model) -> tuple[GraphRun, ...]:
     session = Session(healed, threads=job.config.jobs)
     runs: list[GraphRun] = []
     for count in (1, 3):
-        feeds = feeds_of(job, count)
+        feeds = job.feeds(count)
         shapes = ", ".join(f"{name}: {'x'.join(map(str, array.shape))}" for name, array in feeds.items())
         if any(run.inputs == shapes for run in runs):
             continue  # the batch is fixed
@@ -154,40 +145,6 @@ def emit_target(
     return emitted
 
 
-def written(
-    job: Job, target: Target, model: ir.Model, out: Path, healer: Healer | None = None
-) -> emit.Artifact:
-    """Write one target's graph; a lower precision is only kept where the guard holds with it, too."""
-    validation = job.data.splits.validation
-
-    def write(accept: Callable[[Path], bool]) -> emit.Artifact:
-        return emit.emit(
-            model,
-            target,
-            out,
-            precision=job.config.quantize,
-            samples=job.data.splits.calibration,
-            threads=job.config.jobs,
-            accept=accept if job.config.quantize != "none" else None,
-            calibrate=job.config.calibrate,
-            origin=provenance.entries(job.sha256),
-        )
-
-    def guarded() -> emit.Artifact:
-        return write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
-
-    artifact = job.once("emissions", Emissions).get(model, target, out, guarded)
-    if healer is not None and healer.trains_quantized:
-        artifact = int8.trained(job, healer, artifact, write)
-    return _stored(target, artifact) if job.config.sparse else artifact
-
-
-def _stored(target: Target, artifact: emit.Artifact) -> emit.Artifact:
-    """The artifact with its zeros left out of the file, where the target's runtime reads that."""
-    note = sparse.store(artifact.path, target.runtime)
-    return replace(artifact, bytes=bench.model_bytes(artifact.path), notes=(*artifact.notes, note))
-
-
 def _measured(
     job: Job, target: Target, artifact: emit.Artifact, models: Mapping[str, LatencyModel]
 ) -> Emitted:
@@ -208,7 +165,7 @@ def timed(
 
     Predictions know fp32 kernels only: int8 graphs are predicted as the same graphs in fp32.
     """
-    feeds = feeds_of(job, 1)
+    feeds = job.feeds(1)
     if target.measurable():
         return bench.compare(job.loaded.path, artifact.path, feeds, protocol=protocol), None
     model = models[target.name]
@@ -244,7 +201,7 @@ def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
     dense: dict[str, float] = {}
     aims = (*job.config.budgets, *((job.config.towards,) if job.config.towards else ()))
     if any(b.kind == "latency" and not b.relative for b in aims):
-        feeds = feeds_of(job, 1)
+        feeds = job.feeds(1)
         shapes = {name: array.shape for name, array in feeds.items()}
         for target in job.targets:
             measured = target.measurable()

@@ -87,6 +87,10 @@ class Job:
     _outputs: dict[int, Outputs] = field(default_factory=dict, repr=False)
     _found: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    def feeds(self, count: int) -> Outputs:
+        """Real inputs for one call of ``count`` samples, or the model's own batch where it is fixed."""
+        return self.loaded.signature.call(self.data.splits.calibration, count)
+
     def original_outputs(self, samples: Samples) -> Outputs:
         """The original's outputs on some samples; computed once for each split."""
         if id(samples) not in self._outputs:

@@ -17,6 +17,7 @@ from condensec.passes.prune import prune
 from condensec.passes.widths import Goal, Widths, taken_out
 from condensec.stages import finish
 from condensec.stages.aims import aimed
+from condensec.stages.emissions import written
 from condensec.stages.goals import Limit
 from condensec.stages.job import Job
 from condensec.stages.means import Means
@@ -70,7 +71,7 @@ def measured(
     with tempfile.TemporaryDirectory(prefix="condensec-aim-") as folder:
         for limit in limits:
             target = targets[limit.target]
-            artifact = finish.written(job, target, cut.model, Path(folder) / target.name)
+            artifact = written(job, target, cut.model, Path(folder) / target.name)
             comparison, predicted = finish.timed(job, target, artifact, models, QUICK)
             if comparison is not None:
                 found[limit.key] = comparison.ratio

@@ -59,6 +59,7 @@ def emit(
     samples: Samples | None = None,
     threads: int = 1,
     accept: Callable[[Path], bool] | None = None,
+    fast_enough: Callable[[Path], bool] | None = None,
     calibrate: str = "auto",
     ort: bool = False,
     origin: Mapping[str, str] | None = None,
@@ -73,6 +74,8 @@ def emit(
         samples: for calibration and for the comparison with fp32; default: synthetic ones.
         threads: threads for calibration and checks.
         accept: whether a graph of lower precision keeps the guard; default: same answer on 98%.
+        fast_enough: whether a graph is as fast as was asked for: an int8 graph that is faster than that gets
+            layers back in fp32; default: the fastest is the best.
         calibrate: how ranges of int8 activations are found: one of `CALIBRATIONS`.
         ort: write onnxruntime's own format beside, for minimal builds.
         origin: entries of `condensec.provenance` for the file, where the model has none of its own.
@@ -98,6 +101,7 @@ def emit(
         search = Search(dialect, request, work, reference(request), accept)
         quantized = already_quantized(request.model)
         chosen = _chosen(search, request, precision, quantized, guarded=accept is not None)
+        chosen = chosen if fast_enough is None else search.truer(chosen, fast_enough)
         provenance.carry({**(origin or {}), **provenance.of(request.model)}, chosen.path)
         extra = _ort_format(chosen, search) if ort else []
         path = _publish(chosen.path, out)
