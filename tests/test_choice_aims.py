@@ -109,6 +109,24 @@ def test_the_choice_with_the_smallest_tried_loss_is_the_aim(
     assert all(again.aim[name] <= n for name, n in found.aim.items()), "what is gone can't come back"
 
 
+def test_nothing_is_tried_where_nothing_has_to_be_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Mapping[str, int]] = []
+    real = aims._Search.loss
+
+    def loss(search: aims._Search, counts: Mapping[str, int]) -> float:
+        tried.append(counts)
+        return real(search, counts)
+
+    monkeypatch.setattr(aims._Search, "loss", loss)
+    work, means, steps = prepared(folder, budget="macs<=1x")
+    aim = aims.aimed(work, means, steps, Progress()).aim
+    assert aim == {g.id: g.size for g in work.analysis.groups}
+    assert not tried
+    work, means, steps = prepared(folder, budget="macs<=0.5x")
+    aims.aimed(work, means, steps, Progress())
+    assert tried, "the control: it is tried where there is a choice"
+
+
 def test_tried_losses_are_those_after_repair(folder: Path) -> None:
     work, means, steps = prepared(folder, budget="macs<=0.4x", heal="closed-form")
     room = aims._room(work, means, Progress())

@@ -57,7 +57,7 @@ def _aimed(job: Job, means: Means, progress: Progress, steps: Steps) -> Progress
     plain = room.descent()
     if progress.factors is not None:  # searched before; the goals have moved a little, or a layer must stay
         return replace(progress, aim=dict(room.allocated(progress.factors).counts))
-    if not plain.reached or not means.budgets.limits:
+    if not plain.reached or not means.budgets.limits or dict(plain.counts) == dict(room.start):
         return replace(progress, aim=dict(plain.counts), factors={})
     if means.healer.spec.train_only:  # what a training would leave of each isn't known: no use in trying
         return replace(progress, aim=dict(room.allocated({}).counts), factors={})
