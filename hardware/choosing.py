@@ -24,7 +24,7 @@ from condensec.errors import CondensecError, PostconditionError
 from condensec.hardware import bench
 from condensec.hardware.calibration import METHODS
 from condensec.hardware.emission import CHECKED, Arrays, Fidelity, Recipe, Request, check
-from condensec.hardware.int8 import source_macs, worst_layers
+from condensec.hardware.int8 import costly_layers, source_macs, worst_layers
 from condensec.hardware.protocol import Protocol
 from condensec.hardware.stand_in import int8_penalty
 from condensec.hardware.work import times_within
@@ -146,10 +146,14 @@ class Search:
         return True
 
     def truer(self, one: Candidate, fast_enough: Accept) -> Candidate:
-        """An int8 graph with as many of its worst layers in fp32 as the latency asked for allows."""
+        """An int8 graph with as many layers in fp32 as the latency asked for allows.
+
+        Those come first that lose most for the time they save. Squared errors of single layers about add up,
+        so this is the greedy answer to a knapsack.
+        """
         if one.recipe.precision != "int8" or not fast_enough(one.path):
             return one
-        layers = [layer.node for layer in worst_layers(self._request, one.recipe)]
+        layers = [layer.node for layer in costly_layers(self._request, one.recipe)]
         best, fast, slow = one, 0, len(layers)
         for _ in range(searched(source_macs(self._request))):
             count = (fast + slow) // 2

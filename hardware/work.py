@@ -27,7 +27,12 @@ def times_within(limit: float, work: float, least: int, most: int) -> int:
 
 
 def macs(model: ir.Model | Path, samples: Samples) -> int:
-    """Multiply-accumulates of the weighted nodes in one sample, about; 0 where no shape is known.
+    """Multiply-accumulates of one sample, about; see `node_macs`."""
+    return sum(node_macs(model, samples).values())
+
+
+def node_macs(model: ir.Model | Path, samples: Samples) -> dict[str, int]:
+    """Multiply-accumulates of the weighted nodes in one sample, about, by name; none where no shape is known.
 
     Args:
         model: not modified; a file is read without its external weights.
@@ -42,16 +47,17 @@ def macs(model: ir.Model | Path, samples: Samples) -> int:
     try:
         inferred = onnx.shape_inference.infer_shapes(light).graph
     except onnx.shape_inference.InferenceError:  # the runtime may take it all the same
-        return 0
+        return {}
     outputs = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.output)}
-    total = 0
+    found: dict[str, int] = {}
     for node in light.graph.node:
         shape = weights.get(node.input[1], ()) if node.op_type in QUANTIZABLE else ()
         dims = [max(1, dim.dim_value) for dim in outputs.get(node.output[0], ())]
         if shape:
             channels = shape[channel_axis(node, len(shape))]
-            total += int(np.prod(shape)) // max(1, channels) * int(np.prod(dims, dtype=np.int64))
-    return total // (interface.batch or 1)
+            number = int(np.prod(shape)) // max(1, channels) * int(np.prod(dims, dtype=np.int64))
+            found[node.name] = found.get(node.name, 0) + number // (interface.batch or 1)
+    return found
 
 
 def _light(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:

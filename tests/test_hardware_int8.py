@@ -172,6 +172,7 @@ def test_the_layer_that_loses_most_is_found(tmp_path: Path) -> None:
 
 def test_work_is_counted_by_sizes(tmp_path: Path) -> None:
     path, _ = prepared(fragile(), tmp_path, rows())
+    assert list(work.node_macs(path, rows()).values()) == [16 * 16, 16 * 16, 16 * 4]
     assert work.macs(path, rows()) == 16 * 16 + 16 * 16 + 16 * 4
     images_of = quantize.folded(ir.from_proto(residual_cnn()), tmp_path / "cnn.onnx")
     first = next(n for n in onnx.load(images_of).graph.node if n.op_type == "Conv")
@@ -228,7 +229,7 @@ def test_only_the_layers_that_need_it_stay_in_fp32(tmp_path: Path) -> None:
     assert document["in_fp32"][0]["reason"] == "among those that lose most in int8"
 
 
-def test_time_that_is_left_over_is_spent_on_the_worst_layers(tmp_path: Path) -> None:
+def test_time_that_is_left_over_is_spent_on_layers_in_fp32(tmp_path: Path) -> None:
     """Time is stood in for by what it depends on here: how many layers are quantized."""
     samples = images()
     target = replace(elsewhere(), precisions=("int8", "fp32"))
