@@ -119,15 +119,17 @@ def by_share(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Mak
     """The largest share of zeros within the guard, by bisection."""
     if not stage.standing.tries:
         found = _gradually(stage, layers, wanted, zeros)
+        gradual = found is not None
         if found is None:
             found = stage.attempt(zeros(layers, wanted))
         elif not stage.job.keeps_guard(found.metric):
             found = stage.heal(found, 0.6)
         within = stage.job.keeps_guard(found.metric)
-        stage.now(tries=1, current=None, high=wanted.share, best=found if within else None, reached=within)
+        best = found if within else None
+        stage.now(tries=1, gradual=gradual, high=wanted.share, best=best, reached=within)
     if stage.standing.reached:
-        gradual = "more and more of them while it trained"
-        return stage.standing.best, True, (gradual,) if stage.standing.gradual else ()
+        note = "more and more of them while it trained"
+        return stage.standing.best, True, (note,) if stage.standing.gradual else ()
     while stage.standing.tries <= TRIES:
         share = round((stage.standing.low + stage.standing.high) / 2, 4)
         found = stage.attempt(zeros(layers, replace(wanted, share=share)))
@@ -161,7 +163,6 @@ def _gradually(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: M
     for name, count in counts.items():
         if np.count_nonzero(~found[name].mask) < count:
             raise PostconditionError(f"training left fewer zeros in '{name}' than it was to", node=name)
-    stage.now(gradual=True)
     return Try(found, weights, stage.judged(weights), healed.how)
 
 
