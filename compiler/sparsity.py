@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from condensec.errors import ConfigError
 
-METHODS = ("obs", "wanda", "magnitude", "layerwise", "sensitivity")
+METHODS = ("obs", "wanda", "magnitude", "layerwise", "sensitivity", "erk")
 _SHARE = re.compile(r"unstructured=([0-9.]+)(?::([a-z]+))?")
 _BLOCKS = re.compile(r"1x([0-9]{1,4})=([0-9.]+)(?::([a-z]+))?")
 _GROUP = re.compile(r"([0-9]{1,4}):([0-9]{1,4})(?::([a-z]+))?")
@@ -73,7 +73,7 @@ def parse_sparsity(text: str) -> Sparsity | None:
         raise ConfigError(
             f"--patterns '{text}': of m weights n stay, 0 < n < m", hint="write for instance 2:4"
         )
-    if method in ("layerwise", "sensitivity"):
+    if method in ("layerwise", "sensitivity", "erk"):
         raise ConfigError(f"--patterns '{text}': N:M is the same share in every layer", hint="leave it out")
     return Sparsity("n_m", 1 - n / m, n, m, method)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import onnx
@@ -17,6 +19,7 @@ from condensec.passes.contraction import arrays, places
 from condensec.passes.effects import effects, energies
 from condensec.passes.fidelity import output_error
 from condensec.passes.patterns import Layer
+from condensec.passes.patterns.unstructured import by_shape
 from condensec.passes.second_moments import Moments
 from condensec.runner import Session
 from condensec.sparsity import Sparsity
@@ -114,6 +117,40 @@ def test_the_whole_line_takes_the_method(tmp_path: Path) -> None:
         kept[method] = np.count_nonzero(weights["wa"]) / 256
     assert kept["sensitivity"] > 0.95
     assert kept["layerwise"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_narrow_layers_keep_more_by_their_shapes() -> None:
+    """The Erdos-Renyi kernel: what stays grows with the sum of a weight's dims, and is all of it at most."""
+    shapes = [(16, 3, 3, 3), (16, 16, 3, 3), (64, 64, 3, 3), (10, 64)]
+    layers = [
+        cast(Layer, SimpleNamespace(place=SimpleNamespace(weight=str(i)), weight=np.zeros(shape)))
+        for i, shape in enumerate(shapes)
+    ]
+    found = by_shape(layers, 0.9)
+    sizes = np.array([np.prod(shape) for shape in shapes])
+    gone = np.array([found[str(i)] for i in range(len(shapes))])
+    assert float(gone @ sizes) == pytest.approx(0.9 * sizes.sum())
+    stay = (1 - gone) * sizes
+    assert stay[2] / stay[1] == pytest.approx((64 + 64 + 6) / (16 + 16 + 6))
+    assert gone[3] == 0.0
+    assert gone[0] < 0.01
+    assert list(by_shape(layers, 0.1).values()) == pytest.approx(
+        [0.0, 0.0, 0.1 * sizes.sum() / sizes[2], 0.0]
+    )
+
+
+def test_ways_are_told_apart_with_fewer_zeros_where_nothing_is_left_of_the_outputs(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(two_ways(), path)
+    np.savez(tmp_path / "d.npz", x=samples().inputs["x"])
+    said = {}
+    for share in ("0.5", "0.97"):
+        report = compress(path, tmp_path / share, data=tmp_path / "d.npz", patterns=f"unstructured={share}")
+        (found,) = report.patterns
+        assert found.share_reached == pytest.approx(float(share), abs=0.01)
+        (said[share],) = [n for n in found.notes if "share the zeros by" in n]
+    assert "healing:" in said["0.5"]
+    assert "healing with 0." in said["0.97"]
 
 
 def test_without_a_method_the_way_that_changes_the_outputs_less_is_taken(tmp_path: Path) -> None:

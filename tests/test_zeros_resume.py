@@ -12,6 +12,7 @@ import pytest
 from line_tools import compress
 
 from condensec.errors import Interrupted
+from condensec.healing import Thin
 from condensec.passes import patterns
 from condensec.passes.patterns import Zeros
 from condensec.stages import finish, zeros
@@ -20,9 +21,9 @@ from condensec.stages.job import Job
 from condensec.stages.kept import Kept, Standing, Try
 
 FILES = ("model.onnx", "plan.json", "mobile-cpu/model.onnx")
-# search -> what is asked for: rounds, then a share by bisection; a share; a number of layers
+# search -> what is asked for: zeros while training, then a share by bisection; a share; a number of layers
 ASKED: dict[str, dict[str, Any]] = {
-    "rounds": {"patterns": "unstructured=0.97:magnitude", "heal": "minutes=0.4", "max_drop": 10.0},
+    "gradual": {"patterns": "unstructured=0.97:magnitude", "heal": "minutes=0.4", "max_drop": 10.0},
     "share": {"patterns": "channels,unstructured=0.9:magnitude", "heal": "epochs=1", "max_drop": 5.0},
     "layers": {"patterns": "1:8:magnitude", "heal": "epochs=1", "max_drop": 10.0},
 }
@@ -39,7 +40,7 @@ class Counted:
         monkeypatch.setattr(Job, "judge", self.seen("judge", judge))
         monkeypatch.setattr(finish, "emit_all", self.seen("emit", emit))
         monkeypatch.setattr(Healer, "train", self.seen("train", shrunk))
-        monkeypatch.setattr(zeros, "ROUND_SECONDS", 2.0)
+        monkeypatch.setattr(zeros, "LEAST_SECONDS", 2.0)
 
     def seen(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **more: Any) -> Any:
@@ -51,9 +52,15 @@ class Counted:
         return call
 
 
-def shrunk(healer: Healer, cut: Any, weights: Any, seconds: float, zeros: Any = ()) -> Healed:
+def shrunk(
+    healer: Healer, cut: Any, weights: Any, seconds: float, zeros: Any = (), thin: Thin | None = None
+) -> Healed:
     """In place of a training: always the same, and it takes half of the time it may."""
     small = {name: weights[name] * np.float32(0.97) for name in zeros}
+    for name, count in (thin.counts if thin else {}).items():
+        value = weights.get(name, cut.model.graph.initializers[name].const_value.numpy()).copy()
+        value.flat[np.argsort(np.abs(value), axis=None, kind="stable")[:count]] = 0
+        small[name] = value
     return Healed(small, how="shrunk", gradient_seconds=min(seconds, 2.0) / 2)
 
 
@@ -92,7 +99,7 @@ def test_what_was_found_of_other_weights_is_not_used(tmp_path: Path) -> None:
     found = Try(
         {"w": Zeros(weight > 2, weight * (weight > 2), 0.25)}, {"w": weight, "b": weight[0]}, 0.5, "x"
     )
-    standing = Standing(rounds=2, current=found, tries=3, low=0.1, high=0.7, best=found, heal_seconds=1.5)
+    standing = Standing(gradual=True, current=found, tries=3, low=0.1, high=0.7, best=found, heal_seconds=1.5)
     kept = Kept(tmp_path / "zeros", "key")
     assert kept.standing() is None
     kept.save(standing)
@@ -100,7 +107,7 @@ def test_what_was_found_of_other_weights_is_not_used(tmp_path: Path) -> None:
     read = Kept(tmp_path / "zeros", "key").standing()
     assert read is not None
     assert read.best is not None
-    assert (read.rounds, read.tries, read.low, read.high, read.heal_seconds) == (2, 3, 0.1, 0.7, 1.5)
+    assert (read.gradual, read.tries, read.low, read.high, read.heal_seconds) == (True, 3, 0.1, 0.7, 1.5)
     assert np.array_equal(read.best.zeros["w"].mask, weight > 2)
     assert np.array_equal(read.best.weights["w"], weight)
     assert (read.best.metric, read.best.how, read.best.zeros["w"].damage) == (0.5, "x", 0.25)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from condensec.healing.options import HealOptions, HealResult, Round
+from condensec.healing.options import HealOptions, HealResult, Round, Thin
 
 if TYPE_CHECKING:
     from condensec.healing import closed_form
     from condensec.healing.session import heal
 
-__all__ = ["HealOptions", "HealResult", "Round", "closed_form", "heal"]
+__all__ = ["HealOptions", "HealResult", "Round", "Thin", "closed_form", "heal"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,8 +46,10 @@ class Share:
 
 def job_key(student: Path, teacher: Path, options: HealOptions, counts: tuple[int, int]) -> str:
     """Equal for calls that ask for the same thing."""
-    text = json.dumps([asdict(options), counts], default=_name, sort_keys=True)
+    plain = asdict(replace(options, thin=None))
+    text = json.dumps([plain, counts], default=_name, sort_keys=True)
     digest = hashlib.sha256(text.encode())
+    digest.update((options.thin.digest() if options.thin else "").encode())
     for path in (student, teacher):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -77,6 +77,10 @@ class Judge:
         self._rounds = [r for r in self._rounds if r.number < done.number]
         self._best = min(self._best, len(self._rounds) - 1)
         self._rounds.append(done)
+        if not event.get("whole", True):  # zeros are still missing: not what was asked for, however good
+            self._store()
+            path.unlink(missing_ok=True)
+            return done
         if self._best < 0 or self._key(done) > self._key(self._rounds[self._best]):
             self._best = len(self._rounds) - 1
             shutil.copyfile(path, self._state / "best.npz.tmp")
@@ -88,7 +92,7 @@ class Judge:
     def is_exhausted(self) -> bool:
         """No better round for as long as the caller's patience lasts."""
         patience = self._options.patience
-        return 0 < patience <= len(self._rounds) - 1 - self._best
+        return self._best >= 0 and 0 < patience <= len(self._rounds) - 1 - self._best
 
     def _score(self, weights: Mapping[str, np.ndarray]) -> float:
         from condensec.runner import Session

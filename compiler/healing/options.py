@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,6 +10,27 @@ from typing import Any, Literal
 import numpy as np
 
 from condensec.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Thin:
+    """Zeros that come while training, more and more of them, see `condensec.healing.worker.thinning`.
+
+    Attributes:
+        counts: zeros of a weight at the end, by name.
+        prices: what a unit of a weight's square costs (mean squares of its inputs), in the weight's shape;
+            absent = 1.
+    """
+
+    counts: Mapping[str, int]
+    prices: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Identifies it."""
+        found = hashlib.sha256(repr(sorted(self.counts.items())).encode())
+        for name in sorted(self.prices):
+            found.update(name.encode() + np.ascontiguousarray(self.prices[name]).tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,7 @@ class HealOptions:
         freeze: regular expression; weights in whose name, or in that of a node that reads them, it's found
             are left alone.
         zeros: names of weights whose zeros stay zeros.
+        thin: zeros that come on the way; the best weights are then the best that have all of them.
         seed: order of the batches.
         jobs: threads.
         stall: seconds without a sign of life after which the worker is taken for hung.
@@ -56,6 +79,7 @@ class HealOptions:
     views: int = 0
     freeze: str | None = None
     zeros: tuple[str, ...] = ()
+    thin: Thin | None = None
     seed: int = 0
     jobs: int = 1
     stall: float = 600.0

@@ -47,6 +47,12 @@ def request_of(
     names = list(training.weights)
     initial = {f"w{i}": training.weights[name] for i, name in enumerate(names)}
     targets.write_npz(state / "initial.npz", initial)
+    thin = {}
+    if options.thin is not None:
+        prices = {f"w{i}": options.thin.prices[n] for i, n in enumerate(names) if n in options.thin.prices}
+        targets.write_npz(state / "prices.npz", prices)
+        counts = {name: int(options.thin.counts[name]) for name in names if name in options.thin.counts}
+        thin = {"thin": counts, "prices": str(state / "prices.npz")}
     optimizer = {
         "kind": options.optimizer,
         "lr": options.lr,
@@ -69,6 +75,7 @@ def request_of(
         "seed": options.seed,
         "trials": gradient_graph.trial.write(state),
         "zeros": [name for name in names if name in options.zeros],
+        **thin,
         "optimizer": optimizer,
         "state": str(state),
     }
@@ -81,6 +88,7 @@ def fingerprint(
     digest = hashlib.sha256()
     plain = {k: v for k, v in request.items() if k not in ("threads", "state")}
     how = [options.views, getattr(options.augment, "__qualname__", options.augment)]
+    how.append(options.thin.digest() if options.thin is not None else "")
     digest.update(json.dumps([_VERSION, plain, how], sort_keys=True, default=str).encode())
     digest.update(training.model.SerializeToString(deterministic=True))
     for value in training.weights.values():

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from condensec import io
 from condensec.data import Samples
 from condensec.errors import ModelError
-from condensec.healing import HealOptions, HealResult, closed_form, environment, heal
+from condensec.healing import HealOptions, HealResult, Thin, closed_form, environment, heal
 from condensec.healing.augment import resolve as resolve_augment
 from condensec.healing.qdq import as_stored, integer_weights, with_float_weights
 from condensec.healing.rows import MOST_ROWS
@@ -198,18 +198,26 @@ class Healer:
         wanted = self._job.config.quantize in ("int8", "auto") and self.spec.of_stack("qat", "auto") != "off"
         return float(self.spec.of_stack("quantized", QUANTIZED)) if wanted else 0.0
 
-    def train(self, cut: Cut, weights: Weights, seconds: float, *, zeros: Sequence[str] = ()) -> Healed:
+    def train(
+        self,
+        cut: Cut,
+        weights: Weights,
+        seconds: float,
+        *,
+        zeros: Sequence[str] = (),
+        thin: Thin | None = None,
+    ) -> Healed:
         """By gradient, in the worker's own process: distil the teacher, and the labels where there are any.
 
-        Zeros of the weights named in ``zeros`` stay zeros. Weights that are stored as integers behind a
-        DequantizeLinear are trained as floats that are rounded in every step.
+        Zeros of the weights named in ``zeros`` stay zeros; those of ``thin`` come on the way. Weights stored
+        as integers behind a DequantizeLinear are trained as floats that are rounded in every step.
 
         Raises:
             HealError: the worker crashed, hung or could not be had; the weights before stay.
         """
         by_epochs = seconds == float("inf")
         student, found = with_float_weights(with_weights(cut.model, weights))
-        result, spent = self._trained(student, seconds, cut.plan.slices, zeros)
+        result, spent = self._trained(student, seconds, cut.plan.slices, zeros=tuple(zeros), thin=thin)
         how = f"epochs={self.spec.epochs}" if by_epochs else f"minutes={spent / 60:.2g}"
         healed = as_stored(result.weights, found)
         return Healed(healed, how=how, gradient_seconds=spent, note=result.note)
@@ -245,7 +253,7 @@ class Healer:
         student, found = with_float_weights(model)
         if not found:
             return None
-        result, spent = self._trained(student, seconds, {}, (), losses={"output": 1.0})
+        result, spent = self._trained(student, seconds, {}, losses={"output": 1.0})
         self.quantized_seconds += spent
         return Trained(with_weights(model, as_stored(result.weights, found)), spent, bool(result.weights))
 
@@ -254,8 +262,8 @@ class Healer:
         model: ir.Model,
         seconds: float,
         slices: Any,
-        zeros: Sequence[str],
         losses: Mapping[str, float] | None = None,
+        **more: Any,
     ) -> tuple[HealResult, float]:
         """What the worker makes of a student, and the seconds it took."""
         job, splits = self._job, self._job.data.splits
@@ -267,10 +275,10 @@ class Healer:
             epochs=self.spec.epochs if by_epochs else None,
             minutes=None if by_epochs else seconds / 60,
             seed=job.config.seed,
-            zeros=tuple(zeros),
             jobs=job.config.jobs,
             augment=job.config.augment,
             losses=chosen,
+            **more,
             **self.spec.options,
         )
         environment.ensure(lambda line: self._steps.progress("heal", 0.0, line))  # not on the budget

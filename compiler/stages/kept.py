@@ -17,7 +17,7 @@ from condensec.passes.patterns import Zeros
 from condensec.stages.heal import Healed
 
 Weights = Mapping[str, npt.NDArray[Any]]
-_PLAIN = ("rounds", "tries", "low", "high", "reached", "heal_seconds", "trainings")
+_PLAIN = ("gradual", "tries", "low", "high", "reached", "heal_seconds", "trainings")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Standing:
     """Where a search for zeros is.
 
     Attributes:
-        rounds: rounds of more and more zeros that ended.
-        current: what the next step starts from: the last round's try, or all layers before any is taken out.
+        gradual: the zeros came while the model trained.
+        current: what the next step starts from: all layers before any is taken out.
         tries: whole applications that were judged.
         low, high: what is left to search: shares, or numbers of layers taken out.
         best: the best try within the guard.
@@ -52,7 +52,7 @@ class Standing:
         trainings: trainings begun.
     """
 
-    rounds: int = 0
+    gradual: bool = False
     current: Try | None = None
     tries: int = 0
     low: float = 0.0
@@ -95,7 +95,7 @@ class Kept:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for slot in ("current", "best"):
-                doc[slot] = self._write(getattr(standing, slot), f"{standing.rounds}-{standing.tries}-{slot}")
+                doc[slot] = self._write(getattr(standing, slot), f"{standing.tries}-{slot}")
             draft.write_text(json.dumps({"key": self.key, **doc}), encoding="utf-8")
             os.replace(draft, self.folder / "standing.json")
         except OSError:

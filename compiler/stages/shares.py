@@ -1,8 +1,9 @@
 """How layers share the zeros: by a method that was named, or by the one that changes the outputs less.
 
 By magnitude over a layer's own mean square zeros are shared at once; by the sensitivity map it takes a run of
-the model for each layer, and is better where a few layers matter much. Which it is depends on the model, so
-where nothing was asked for both are made and the one that changes the outputs less is taken.
+the model for each layer, and is better where a few layers matter much; by shapes narrow layers keep more.
+Which it is depends on the model, so where nothing was asked for all are made and the one that changes the
+outputs least is taken. Where so many zeros leave nothing of the outputs, fewer of them tell the ways apart.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from condensec.sparsity import Sparsity
 from condensec.stages.job import Job, evidence
 from condensec.stages.steps import Steps
 
-WAYS = ("obs", "sensitivity")
+WAYS = ("obs", "sensitivity", "erk")
+TELLING = 0.5  # of the outputs' own size: what is left of them beyond tells nothing
+FEWER, FEWEST = 0.8, 0.3  # times the zeros, where it doesn't; and not with a smaller share than that
 EFFECT_SECONDS, LEAST_SAMPLES = 60.0, 4  # for the sensitivity map of zeros
 
 
@@ -64,15 +67,23 @@ def shared(job: Job, model: ir.Model, layers: Sequence[Layer], wanted: Sparsity,
     count = _count(job, len(WAYS) + 1)
     judged = samples.subset(np.arange(len(samples) - count, len(samples)))
     reference = outputs(model, judged, job.config.jobs)
-    made, lost = {}, {}
-    for way in WAYS:
-        made[way] = steps.run("pattern", patterns.get(wanted.name), known, replace(wanted, method=way))
-        without = with_weights(model, {name: z.weight for name, z in made[way].items()})
-        lost[way] = output_error(reference, outputs(without, judged, job.config.jobs))
+    share = wanted.share
+    while True:
+        made, lost = {}, {}
+        for way in WAYS:
+            spec = replace(wanted, method=way, share=share)
+            made[way] = steps.run("pattern", patterns.get(wanted.name), known, spec)
+            without = with_weights(model, {name: z.weight for name, z in made[way].items()})
+            lost[way] = output_error(reference, outputs(without, judged, job.config.jobs))
+        if min(lost.values()) < TELLING or FEWER * share < FEWEST:
+            break
+        share *= FEWER
     best = min(WAYS, key=lost.__getitem__)
     figures = ", ".join(f"{way} {lost[way]:.3g}" for way in WAYS)
-    note = f"layers share the zeros by {best}; change of the outputs before healing: {figures}"
-    return Shares(known, replace(wanted, method=best), made[best], (note,))
+    at = "" if share == wanted.share else f" with {share:.3g}"
+    note = f"layers share the zeros by {best}; change of the outputs before healing{at}: {figures}"
+    zeros = made[best] if share == wanted.share else None
+    return Shares(known, replace(wanted, method=best), zeros, (note,))
 
 
 def _count(job: Job, runs: int) -> int:

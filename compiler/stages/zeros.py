@@ -11,20 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from condensec.errors import HealError, PostconditionError
+from condensec.healing import Thin
 from condensec.passes.patterns import Layer, Zeros
 from condensec.passes.prune import Cut, with_weights
 from condensec.sparsity import Sparsity
-from condensec.stages.heal import Healer
+from condensec.stages.heal import Healed, Healer
 from condensec.stages.job import Job
 from condensec.stages.kept import Kept, Standing, Try
 from condensec.stages.state import Progress
 from condensec.stages.steps import Steps
 
 Weights = Mapping[str, npt.NDArray[Any]]
-MANY = 0.6  # zeros: more are set in rounds, where there is time to train
-ROUNDS = 3
-ROUND_SECONDS = 15.0  # a round's share of the time, at least: starting a training takes some of it
-GRADUAL = 0.4  # of the training for zeros that the rounds before the last may take
+MANY = 0.6  # zeros: more come while the model trains, where there is time for it
+GRADUAL = 0.75  # of the time for zeros goes into that; the rest is for what they are then
+LEAST_SECONDS = 30.0  # starting a training takes some of it
 TRIES = 6  # of a smaller share, or fewer layers, at most
 
 
@@ -71,24 +71,29 @@ class Stage:
         if seconds is None or not found.zeros:
             return found
         names = sorted(found.zeros)
-        number, self.trainings = self.trainings, self.trainings + 1
-        healed = self.kept.training(number, found.weights)
+        healed = self.trained(found.weights, seconds, zeros=names)
         if healed is None:
-            try:
-                healed = self.steps.run(
-                    "heal", self.healer.train, self.cut, found.weights, seconds, zeros=names
-                )
-            except HealError:
-                return found
-            self.kept.trained(number, found.weights, healed)
-        spent = self.progress.heal_seconds + healed.gradient_seconds
-        self.progress = replace(self.progress, heal_seconds=spent)
+            return found
         weights = {**found.weights, **healed.weights}
         keep_zeros(found.zeros, weights)
         metric = self.judged(weights)
         if self.job.better(found.metric, metric):
             return found
         return replace(found, weights=weights, metric=metric, how=healed.how)
+
+    def trained(self, weights: Weights, seconds: float, **more: Any) -> Healed | None:
+        """What training makes of weights, or made before an interruption; None where it failed."""
+        number, self.trainings = self.trainings, self.trainings + 1
+        healed = self.kept.training(number, weights)
+        if healed is None:
+            try:
+                healed = self.steps.run("heal", self.healer.train, self.cut, weights, seconds, **more)
+            except HealError:
+                return None
+            self.kept.trained(number, weights, healed)
+        spent = self.progress.heal_seconds + healed.gradient_seconds
+        self.progress = replace(self.progress, heal_seconds=spent)
+        return healed
 
     def judged(self, weights: Weights) -> float:
         """The metric with these weights."""
@@ -114,15 +119,17 @@ def by_share(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Mak
     """The largest share of zeros within the guard, by bisection."""
     if not stage.standing.tries:
         found = _gradually(stage, layers, wanted, zeros)
+        gradual = found is not None
         if found is None:
             found = stage.attempt(zeros(layers, wanted))
         elif not stage.job.keeps_guard(found.metric):
             found = stage.heal(found, 0.6)
         within = stage.job.keeps_guard(found.metric)
-        stage.now(tries=1, current=None, high=wanted.share, best=found if within else None, reached=within)
+        best = found if within else None
+        stage.now(tries=1, gradual=gradual, high=wanted.share, best=best, reached=within)
     if stage.standing.reached:
-        gradual = f"in {ROUNDS} rounds, trained between them"
-        return stage.standing.best, True, (gradual,) if stage.standing.rounds else ()
+        note = "more and more of them while it trained"
+        return stage.standing.best, True, (note,) if stage.standing.gradual else ()
     while stage.standing.tries <= TRIES:
         share = round((stage.standing.low + stage.standing.high) / 2, 4)
         found = stage.attempt(zeros(layers, replace(wanted, share=share)))
@@ -134,30 +141,36 @@ def by_share(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Mak
 
 
 def _gradually(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> Try | None:
-    """More and more zeros, with training under those there are in between; not trained after the last.
+    """Zeros that come while the model trains (`condensec.healing.worker.thinning`), instead of all at once.
 
-    The cubic schedule of Zhu & Gupta 2017 (arXiv:1710.01878): quick while there is much to take, slow at the
-    end. What is zero stays zero, as it is the cheapest to take in the next round.
+    The layers share them as the pattern has it; which weights of a layer go is decided on the way.
 
     Returns:
-        None where all may go at once (few zeros), or where there is no time to train.
+        None where all may go at once (few zeros), where there is no time to train, or where training failed.
     """
-    if not stage.standing.rounds:  # once begun, they are ended
-        seconds = stage.healer.seconds_left(stage.progress, GRADUAL / ROUNDS)
-        if wanted.share < MANY or seconds is None or not ROUND_SECONDS <= seconds < math.inf:
-            return None
-    for number in range(stage.standing.rounds + 1, ROUNDS + 1):
-        before = stage.standing.current
-        weights = stage.base if before is None else before.weights
-        share = wanted.share * (1 - (1 - number / ROUNDS) ** 3)
-        now = [replace(layer, weight=weights.get(layer.place.weight, layer.weight)) for layer in layers]
-        made = zeros(now, replace(wanted, share=round(share, 4)))
-        new = {**weights, **{name: z.weight for name, z in made.items()}}
-        found = Try(made, new, stage.judged(new))
-        if number < ROUNDS:
-            found = stage.heal(found, GRADUAL / (ROUNDS - number) / 2)
-        stage.now(rounds=number, current=found)
-    return stage.standing.current
+    seconds = stage.healer.seconds_left(stage.progress, GRADUAL)
+    if wanted.share < MANY or seconds is None or not LEAST_SECONDS <= seconds < math.inf:
+        return None
+    made = zeros(layers, wanted)
+    counts = {name: int(np.count_nonzero(~z.mask)) for name, z in made.items()}
+    thin = Thin(counts, {x.place.weight: _prices(x) for x in layers if x.squares is not None})
+    healed = stage.trained(stage.base, seconds, thin=thin)
+    if healed is None:
+        return None
+    missing = {name: z.weight for name, z in made.items() if name not in healed.weights}
+    weights = {**stage.base, **missing, **healed.weights}
+    found = {n: replace(z, mask=weights[n] != 0, weight=weights[n]) for n, z in made.items()}
+    for name, count in counts.items():
+        if np.count_nonzero(~found[name].mask) < count:
+            raise PostconditionError(f"training left fewer zeros in '{name}' than it was to", node=name)
+    return Try(found, weights, stage.judged(weights), healed.how)
+
+
+def _prices(layer: Layer) -> npt.NDArray[Any]:
+    """What a unit of each weight's square adds to the layer's output: the mean square of its input."""
+    assert layer.squares is not None
+    wide = np.broadcast_to(layer.squares[:, None, :], layer.matrix.shape)
+    return np.ascontiguousarray(layer.place.array(wide), np.float32)
 
 
 def by_layer(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> Found:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from condensec.passes import surgeon
 from condensec.passes.patterns import Layer, Zeros, finished, pattern
-from condensec.passes.patterns.unstructured import cheapest, methods, ranked, shares
+from condensec.passes.patterns.unstructured import cheapest, methods, ranked, shared_out
 from condensec.sparsity import Sparsity
 
 FloatArray = npt.NDArray[np.float64]
@@ -21,11 +21,7 @@ def blocks(layers: Sequence[Layer], asked: Sparsity) -> dict[str, Zeros]:
     """The cheapest blocks go; methods as for single weights, with the price of a block the sum of its own."""
     fit = [layer for layer in layers if layer.place.size % asked.width == 0]
     shared, within = methods(fit, asked)
-    if shared in ("layerwise", "wanda"):
-        parts = {layer.place.weight: asked.share for layer in fit}
-    else:
-        prices = [joined(ranked(layer, shared), asked.width).ravel() for layer in fit]
-        parts = shares(fit, prices, asked.share)
+    parts = shared_out(fit, asked.share, shared, lambda layer: joined(ranked(layer, shared), asked.width))
     return {layer.place.weight: _of(layer, parts[layer.place.weight], asked.width, within) for layer in fit}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +25,12 @@ def unstructured(layers: Sequence[Layer], asked: Sparsity) -> dict[str, Zeros]:
       share the zeros by magnitude over their own mean square.
     - ``wanda`` (Sun et al. 2023, arXiv:2306.11695): ``|W|`` times the norm of the input, row by row.
     - ``magnitude``: by ``|W|``, all layers ranked together; ``layerwise``: the same share in every layer.
+    - ``erk``: layers share them by their shapes, see `by_shape`; within each as ``obs``, or by ``|W|``.
     - ``sensitivity``: the layers share the zeros by what they do to the outputs (`condensec.passes.effects`);
       within each as ``obs``, or by ``|W|`` without data.
     """
     shared, within = methods(layers, asked)
-    if shared in ("layerwise", "wanda"):
-        found = {layer.place.weight: asked.share for layer in layers}
-    else:
-        found = shares(layers, [ranked(layer, shared).ravel() for layer in layers], asked.share)
+    found = shared_out(layers, asked.share, shared, lambda layer: ranked(layer, shared))
     return {layer.place.weight: _of(layer, found[layer.place.weight], within) for layer in layers}
 
 
@@ -40,7 +38,40 @@ def methods(layers: Sequence[Layer], asked: Sparsity) -> tuple[str, str]:
     """How zeros are shared between layers, and how they are chosen within each."""
     default = "obs" if any(layer.moments is not None for layer in layers) else "magnitude"
     method = asked.method or default
-    return method, default if method == "sensitivity" else method
+    return method, default if method in ("sensitivity", "erk") else method
+
+
+def shared_out(
+    layers: Sequence[Layer], share: float, method: str, prices: Callable[[Layer], FloatArray]
+) -> dict[str, float]:
+    """Share of zeros of each layer, by a method; ``prices`` are those of a layer's weights or blocks."""
+    if method in ("layerwise", "wanda"):
+        return {layer.place.weight: share for layer in layers}
+    if method == "erk":
+        return by_shape(layers, share)
+    return shares(layers, [prices(layer).ravel() for layer in layers], share)
+
+
+def by_shape(layers: Sequence[Layer], share: float) -> dict[str, float]:
+    """Share of zeros of each layer by the sum of its dims over their product: narrow layers keep more.
+
+    The Erdos-Renyi kernel of Evci et al. 2020 (arXiv:1911.11134): weights that stay grow with the sum of a
+    layer's input channels, output channels and kernel sides, not with their product. Layers that would keep
+    more than all of theirs keep all.
+    """
+    sizes = np.array([layer.weight.size for layer in layers], np.float64)
+    sums = np.array([sum(layer.weight.shape) for layer in layers], np.float64)
+    stay = np.zeros(len(layers))
+    open_, left = np.ones(len(layers), np.bool_), (1 - share) * sizes.sum()
+    while open_.any():
+        stay[open_] = left * sums[open_] / sums[open_].sum()
+        full = open_ & (stay > sizes)
+        if not full.any():
+            break
+        stay[full] = sizes[full]
+        left -= sizes[full].sum()
+        open_ &= ~full
+    return {x.place.weight: float(1 - n / size) for x, n, size in zip(layers, stay, sizes, strict=True)}
 
 
 def ranked(layer: Layer, method: str) -> FloatArray:

@@ -245,6 +245,13 @@ class Optimizer:
             "step_count": np.asarray(self.step_count),
         }
 
+    def fix(self, zeros: np.ndarray | None) -> None:
+        """Weights that are zero from now on, as a mask of the buffer; None: all may move."""
+        self._fixed = zeros
+        if zeros is not None:
+            for buffer in (self._weights.buffer, self.first, self.second, self.average):
+                buffer[zeros] = 0.0
+
     def restart(self, weights: np.ndarray) -> None:
         """Begin anew from some weights, nothing remembered."""
         self._weights.buffer[:] = weights

@@ -19,6 +19,7 @@ from .clock import Clock
 from .data import Batches, Files, Stream
 from .engine import Engine
 from .optimizer import Flat, Optimizer, Settings, zeros_of
+from .thinning import LEVELS, TRIED, UNTIL, Thinning
 
 _PROGRESS_EVERY = 0.5  # seconds between two progress lines
 _SAVE_EVERY = 15.0  # seconds between two checkpoints within a round, at least; and
@@ -68,6 +69,7 @@ class Run:
             zeros_of(self._weights, request.get("zeros", [])),
             int(request["threads"]),
         )
+        self._thinning = _thinning(request, self._weights)
         self._state = Path(request["state"])
         self._round = self._retries = 0
         self._stepped, self._stepping = 0, 0.0  # steps and their seconds in this process
@@ -131,6 +133,9 @@ class Run:
     def _find_rate(self) -> None:
         """Try a few step sizes; the start is as it was afterwards."""
         begun = self._clock.spent
+        whole = self._weights.buffer.copy()
+        if self._thinning is not None:  # steps are found for the network with zeros
+            self._optimizer.fix(self._thinning.reach(TRIED * UNTIL))
         start = self._weights.buffer.copy()
         latest = begun + probe.LATEST * self._clock.left
         total = self._total_steps()
@@ -153,7 +158,10 @@ class Run:
             self._lr = probe.DEFAULT
         self._settings = self._optimizer.settings = replace(self._settings, lr=self._lr)
         self._stream.seek(0, 0)
-        self._optimizer.restart(start)
+        self._optimizer.restart(whole)
+        if self._thinning is not None:
+            self._thinning.level = 0
+            self._optimizer.fix(None)
         self._save()
 
     def _total_steps(self) -> float:
@@ -180,7 +188,10 @@ class Run:
             if not math.isfinite(loss) or not math.isfinite(norm):
                 self._roll_back()
                 return False
-            self._optimizer.step(self._clock.share(), norm)
+            share = self._clock.share()
+            self._optimizer.step(share, norm)
+            if self._thinning is not None and self._thinning.is_due(share):
+                self._optimizer.fix(self._thinning.reach(share))
             self._note(loss)
             now = time.monotonic()
             self._stepping += now - last
@@ -222,6 +233,8 @@ class Run:
     def _close_round(self) -> bool:
         """Validate the averaged weights, save, ask the parent; True to stop."""
         begun = time.monotonic()
+        if self._thinning is not None and self._clock.is_over() and not self._thinning.complete:
+            self._optimizer.fix(self._thinning.reach(1.0))
         average = Flat(self._weights.views)
         average.buffer[:] = self._optimizer.average
         self._value = self._validate(average)
@@ -252,6 +265,7 @@ class Run:
             seconds=self._clock.spent,
             rate=self._rate(),
             rss=peak_rss_mb(),
+            whole=self._thinning is None or self._thinning.complete,
         )
         return answer.get("do") == "stop"
 
@@ -277,6 +291,8 @@ class Run:
         keep = self._good
         self._optimizer.restore({**keep, "first": 0 * keep["first"], "second": 0 * keep["second"]})
         self._stream.seek(self._stream.epoch + 1, 0)  # other batches than those it failed on
+        if self._thinning is not None:  # the weights are older than the last zeros
+            self._optimizer.fix(self._thinning.reach(self._clock.share()))
 
     # -- checkpoints ------------------------------------------------------------------------------------
 
@@ -293,6 +309,7 @@ class Run:
             "lr": self._lr,
             "decay": self._optimizer.decay,
             "losses": self._losses,
+            "level": self._thinning.level if self._thinning is not None else 0,
         }
         text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         write_npz(self._state / "checkpoint.npz", {**self._optimizer.state(), "meta": text})
@@ -312,6 +329,8 @@ class Run:
         self._settings = self._optimizer.settings = replace(self._settings, lr=self._lr or probe.DEFAULT)
         self._optimizer.decay = meta["decay"]
         self._optimizer.restore(state)
+        if self._thinning is not None and meta["level"]:
+            self._optimizer.fix(self._thinning.reach(UNTIL * meta["level"] / LEVELS))
         self._stream.seek(meta["epoch"], meta["position"])
         self._round, self._retries, self._losses = meta["round"], meta["retries"], meta["losses"]
         self._clock.earlier = meta["spent"]
@@ -320,3 +339,14 @@ class Run:
         self._channel.send(
             "resumed", epoch=self._stream.epoch, step=self._optimizer.step_count, round=self._round
         )
+
+
+def _thinning(request: dict[str, Any], weights: Flat) -> Thinning | None:
+    """Zeros that come while training, where they are asked for."""
+    counts: dict[str, int] | None = request.get("thin")
+    if not counts:
+        return None
+    with np.load(request["prices"], allow_pickle=False) as stored:
+        names = list(weights.views)
+        prices = {name: stored[f"w{i}"] for i, name in enumerate(names) if f"w{i}" in stored.files}
+    return Thinning(weights, counts, prices)
