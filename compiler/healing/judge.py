@@ -77,11 +77,8 @@ class Judge:
         self._rounds = [r for r in self._rounds if r.number < done.number]
         self._best = min(self._best, len(self._rounds) - 1)
         self._rounds.append(done)
-        if not event.get("whole", True):  # zeros are still missing: not what was asked for, however good
-            self._store()
-            path.unlink(missing_ok=True)
-            return done
-        if self._best < 0 or self._key(done) > self._key(self._rounds[self._best]):
+        whole = event.get("whole", True)  # else zeros are missing: not what was asked for, however good
+        if whole and (self._best < 0 or self._key(done) > self._key(self._rounds[self._best])):
             self._best = len(self._rounds) - 1
             shutil.copyfile(path, self._state / "best.npz.tmp")
             os.replace(self._state / "best.npz.tmp", self._state / "best.npz")
