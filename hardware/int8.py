@@ -12,7 +12,7 @@ from condensec import io
 from condensec.hardware import bias, calibration
 from condensec.hardware.quantize import PER_CHANNEL_OPSET, Scheme, folded, opset_of, quantize
 from condensec.hardware.sensitive import LayerError, layer_errors
-from condensec.hardware.work import macs, node_macs
+from condensec.hardware.work import node_macs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -80,12 +80,15 @@ def worst_layers(request: Request, recipe: Recipe) -> list[LayerError]:
 
 def costly_layers(request: Request, recipe: Recipe) -> list[LayerError]:
     """The same by what they lose for each multiply-accumulate that 8 bits make cheaper; after `write`."""
-    path: Path = request.once("int8 source", lambda: Path())
-    work = node_macs(path, request.samples)
+    work = _work(request)
     return sorted(worst_layers(request, recipe), key=lambda x: -x.error / max(1, work.get(x.node, 1)))
 
 
 def source_macs(request: Request) -> int:
     """Multiply-accumulates of one sample; after `write`."""
+    return sum(_work(request).values())
+
+
+def _work(request: Request) -> dict[str, int]:
     path: Path = request.once("int8 source", lambda: Path())
-    return macs(path, request.samples)
+    return request.once("int8 work", lambda: node_macs(path, request.samples))

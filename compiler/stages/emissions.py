@@ -19,13 +19,12 @@ import onnx_ir as ir
 
 from condensec import provenance
 from condensec.hardware import bench, emit, sparse
-from condensec.hardware.protocol import Protocol
+from condensec.hardware.choosing import QUICK
 from condensec.hardware.target import Target
 from condensec.stages import int8
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job
 
-QUICK = Protocol(pairs=30, min_seconds=0.5, max_seconds=10.0)
 NEAR = 0.99  # of the latency asked for: measurements repeat to about a percent
 
 
@@ -33,7 +32,6 @@ def written(
     job: Job, target: Target, model: ir.Model, out: Path, healer: Healer | None = None
 ) -> emit.Artifact:
     """Write one target's graph; a lower precision is only kept where the guard holds with it, too."""
-    validation = job.data.splits.validation
 
     def write(accept: Callable[[Path], bool]) -> emit.Artifact:
         return emit.emit(
@@ -50,11 +48,14 @@ def written(
         )
 
     def guarded() -> emit.Artifact:
-        return write(lambda path: job.keeps_guard(job.evaluate(path, validation, job.reference)))
+        return job.once("emissions", Emissions).get(
+            model, target, out, lambda: write(lambda path: job.keeps_guard(int8.metric(job, path)))
+        )
 
-    artifact = job.once("emissions", Emissions).get(model, target, out, guarded)
     if healer is not None and healer.trains_quantized:
-        artifact = int8.trained(job, healer, artifact, write)
+        artifact = int8.trained(job, healer, guarded, write)
+    else:
+        artifact = guarded()
     return _stored(target, artifact) if job.config.sparse else artifact
 
 

@@ -16,32 +16,34 @@ Emit = Callable[[Callable[[Path], bool]], emit.Artifact]
 RESCUE = 5.0  # points over the guard, at most, that training in int8 is trusted to bring back
 
 
-def trained(job: Job, healer: Healer, artifact: emit.Artifact, write: Emit) -> emit.Artifact:
+def trained(job: Job, healer: Healer, guarded: Callable[[], emit.Artifact], write: Emit) -> emit.Artifact:
     """An artifact within the guard; one in int8 that lost over half of what may be lost is trained.
 
     Args:
         job: the job.
         healer: trains it.
-        artifact: within the guard.
-        write: emits it again, with a judge of graphs in lower precision.
+        guarded: emits it within the guard; what it wrote before it copies.
+        write: emits it anew, with a judge of graphs in lower precision.
     """
+    artifact = guarded()
     if artifact.precision == "int8":
-        before = _metric(job, artifact.path)
+        before = metric(job, artifact.path)
         wanted = healer.always_quantized or job.endangered(before)
         return _trained(job, healer, artifact, before) if wanted else artifact
     if job.config.quantize != "int8":
         return artifact
     allowed = job.config.max_drop + RESCUE
-    loose = write(lambda path: job.points_lost(_metric(job, path)) <= allowed)
+    loose = write(lambda path: job.points_lost(metric(job, path)) <= allowed)
     if loose.precision == "int8":
-        before = _metric(job, loose.path)
+        before = metric(job, loose.path)
         better = _trained(job, healer, loose, before)
-        if job.keeps_guard(_metric(job, better.path)):
+        if job.keeps_guard(metric(job, better.path)):
             return better
-    return write(lambda path: job.keeps_guard(_metric(job, path)))
+    return guarded()
 
 
-def _metric(job: Job, path: Path) -> float:
+def metric(job: Job, path: Path) -> float:
+    """The metric of a graph on validation samples."""
     return job.evaluate(path, job.data.splits.validation, job.reference)
 
 
