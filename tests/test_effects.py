@@ -60,6 +60,14 @@ def measured(share: float = 0.5) -> tuple[ir.Model, list[Layer]]:
     return model, [Layer(la.place, la.weight, effect=known[la.place.weight]) for la in layers]
 
 
+def saved(folder: Path) -> tuple[Path, Path]:
+    """The model and its samples as files."""
+    path, data = folder / "m.onnx", folder / "d.npz"
+    onnx.save(two_ways(), path)
+    np.savez(data, x=samples().inputs["x"])
+    return path, data
+
+
 def test_the_effect_of_a_layer_is_that_of_its_energy_on_the_outputs() -> None:
     """With white inputs, what goes of a weight adds its square times the factor's to the error."""
     for share in (0.3, 0.7):
@@ -102,14 +110,12 @@ def test_moments_of_a_model_whose_weights_all_read_its_inputs() -> None:
 
 
 def test_the_whole_line_takes_the_method(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    onnx.save(two_ways(), path)
-    np.savez(tmp_path / "d.npz", x=samples().inputs["x"])
+    path, data = saved(tmp_path)
     kept = {}
     for method in ("sensitivity", "layerwise"):
         out = tmp_path / method
         wanted = f"unstructured=0.5:{method}"
-        (found,) = compress(path, out, data=tmp_path / "d.npz", patterns=wanted).patterns
+        (found,) = compress(path, out, data=data, patterns=wanted).patterns
         assert found.name == wanted
         assert found.share_reached == pytest.approx(0.5, abs=0.01)
         graph = onnx.load(out / "model.onnx").graph
@@ -140,12 +146,10 @@ def test_narrow_layers_keep_more_by_their_shapes() -> None:
 
 
 def test_ways_are_told_apart_with_fewer_zeros_where_nothing_is_left_of_the_outputs(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    onnx.save(two_ways(), path)
-    np.savez(tmp_path / "d.npz", x=samples().inputs["x"])
+    path, data = saved(tmp_path)
     said = {}
     for share in ("0.5", "0.97"):
-        report = compress(path, tmp_path / share, data=tmp_path / "d.npz", patterns=f"unstructured={share}")
+        report = compress(path, tmp_path / share, data=data, patterns=f"unstructured={share}")
         (found,) = report.patterns
         assert found.share_reached == pytest.approx(float(share), abs=0.01)
         (said[share],) = [n for n in found.notes if "share the zeros by" in n]
@@ -154,13 +158,11 @@ def test_ways_are_told_apart_with_fewer_zeros_where_nothing_is_left_of_the_outpu
 
 
 def test_without_a_method_the_way_that_changes_the_outputs_less_is_taken(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    onnx.save(two_ways(), path)
-    np.savez(tmp_path / "d.npz", x=samples().inputs["x"])
+    path, data = saved(tmp_path)
     graphs = {}
     for wanted in ("unstructured=0.5", "unstructured=0.5:sensitivity", "unstructured=0.5:obs"):
         out = tmp_path / wanted.replace(":", "-")
-        report = compress(path, out, data=tmp_path / "d.npz", patterns=wanted)
+        report = compress(path, out, data=data, patterns=wanted)
         graphs[wanted] = onnx.load(out / "model.onnx").graph.SerializeToString()
         said = [n for found in report.patterns for n in found.notes if "share the zeros by" in n]
         assert len(said) == (wanted == "unstructured=0.5")
