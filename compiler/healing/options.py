@@ -14,7 +14,7 @@ from condensec.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class Thin:
-    """Zeros that come while training, more and more of them, see `condensec.healing.worker.thinning`.
+    """Zeros that come while training, more and more of them, see `condensec.healing.worker.zeros`.
 
     Attributes:
         counts: zeros of a weight at the end, by name.

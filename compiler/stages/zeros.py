@@ -141,7 +141,7 @@ def by_share(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Mak
 
 
 def _gradually(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: Maker) -> Try | None:
-    """Zeros that come while the model trains (`condensec.healing.worker.thinning`), instead of all at once.
+    """Zeros that come while the model trains (`condensec.healing.worker.zeros`), instead of all at once.
 
     The layers share them as the pattern has it; which weights of a layer go is decided on the way.
 

@@ -31,6 +31,13 @@ class Flat:
             self.views[name] = view
             start += array.size
 
+    def places(self) -> Iterator[tuple[str, slice]]:
+        """Where each array is in the buffer."""
+        start = 0
+        for name, view in self.views.items():
+            yield name, slice(start, start + view.size)
+            start += view.size
+
     def like(self) -> Flat:
         """The same layout, zeros."""
         return Flat({name: np.zeros_like(view) for name, view in self.views.items()})
@@ -75,19 +82,6 @@ def schedule(progress: float, settings: Settings) -> float:
         return max(progress / settings.warmup, 1e-3)
     share = min((progress - settings.warmup) / max(1 - settings.warmup, 1e-9), 1.0)
     return settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def zeros_of(weights: Flat, names: list[str]) -> np.ndarray | None:
-    """Where some weights are zero, as a mask of the buffer; None without names."""
-    if not names:
-        return None
-    fixed = np.zeros(weights.buffer.size, np.bool_)
-    start = 0
-    for name, view in weights.views.items():
-        if name in names:
-            fixed[start : start + view.size] = view.ravel() == 0
-        start += view.size
-    return fixed
 
 
 @dataclass(frozen=True)
@@ -164,13 +158,12 @@ class Optimizer:
 
     def _measure(self) -> Iterator[tuple[int, int, float, float]]:
         """(start, stop, step scale, weight decay) of each tensor."""
-        start = 0
-        for view in self._weights.views.values():
+        for name, at in self._weights.places():
+            view = self._weights.views[name]
             rms = float(np.sqrt(np.mean(np.square(view, dtype=np.float64)))) if view.size else 1.0
             scale = max(rms, 1e-3) if self.settings.relative else 1.0
             decay = self.settings.weight_decay if view.ndim >= 2 else 0.0
-            yield start, start + view.size, scale, decay
-            start += view.size
+            yield at.start, at.stop, scale, decay
 
     def gradient_norm(self) -> float:
         """Euclidean norm of all gradients; NaN or inf if one of them is."""

@@ -18,8 +18,8 @@ from .channel import Channel, peak_rss_mb, write_npz
 from .clock import Clock
 from .data import Batches, Files, Stream
 from .engine import Engine
-from .optimizer import Flat, Optimizer, Settings, zeros_of
-from .thinning import LEVELS, TRIED, UNTIL, Thinning
+from .optimizer import Flat, Optimizer, Settings
+from .zeros import TRIED, UNTIL, Zeros
 
 _PROGRESS_EVERY = 0.5  # seconds between two progress lines
 _SAVE_EVERY = 15.0  # seconds between two checkpoints within a round, at least; and
@@ -61,15 +61,15 @@ class Run:
         self._clock = Clock(request.get("epochs"), request.get("seconds"), self._stream, self._val)
         self._lr: float | None = request["optimizer"]["lr"]
         self._settings = Settings.of({**request["optimizer"], "lr": self._lr or probe.DEFAULT})
+        self._zeros = Zeros.of(request, self._weights)
         self._optimizer = Optimizer(
             self._weights,
             self._gradients,
             self._settings,
             self._decay(steps * (request.get("epochs") or 10)),
-            zeros_of(self._weights, request.get("zeros", [])),
+            self._zeros.reach(0.0),
             int(request["threads"]),
         )
-        self._thinning = _thinning(request, self._weights)
         self._state = Path(request["state"])
         self._round = self._retries = 0
         self._stepped, self._stepping = 0, 0.0  # steps and their seconds in this process
@@ -134,8 +134,7 @@ class Run:
         """Try a few step sizes; the start is as it was afterwards."""
         begun = self._clock.spent
         whole = self._weights.buffer.copy()
-        if self._thinning is not None:  # steps are found for the network with zeros
-            self._optimizer.fix(self._thinning.reach(TRIED * UNTIL))
+        self._optimizer.fix(self._zeros.reach(TRIED * UNTIL))  # steps are found for the network with zeros
         start = self._weights.buffer.copy()
         latest = begun + probe.LATEST * self._clock.left
         total = self._total_steps()
@@ -159,9 +158,7 @@ class Run:
         self._settings = self._optimizer.settings = replace(self._settings, lr=self._lr)
         self._stream.seek(0, 0)
         self._optimizer.restart(whole)
-        if self._thinning is not None:
-            self._thinning.level = 0
-            self._optimizer.fix(None)
+        self._optimizer.fix(self._zeros.reach(0.0))
         self._save()
 
     def _total_steps(self) -> float:
@@ -190,8 +187,8 @@ class Run:
                 return False
             share = self._clock.share()
             self._optimizer.step(share, norm)
-            if self._thinning is not None and self._thinning.is_due(share):
-                self._optimizer.fix(self._thinning.reach(share))
+            if self._zeros.is_due(share):
+                self._optimizer.fix(self._zeros.reach(share))
             self._note(loss)
             now = time.monotonic()
             self._stepping += now - last
@@ -233,8 +230,8 @@ class Run:
     def _close_round(self) -> bool:
         """Validate the averaged weights, save, ask the parent; True to stop."""
         begun = time.monotonic()
-        if self._thinning is not None and self._clock.is_over() and not self._thinning.complete:
-            self._optimizer.fix(self._thinning.reach(1.0))
+        if self._clock.is_over() and not self._zeros.complete:
+            self._optimizer.fix(self._zeros.reach(1.0))
         average = Flat(self._weights.views)
         average.buffer[:] = self._optimizer.average
         self._value = self._validate(average)
@@ -265,7 +262,7 @@ class Run:
             seconds=self._clock.spent,
             rate=self._rate(),
             rss=peak_rss_mb(),
-            whole=self._thinning is None or self._thinning.complete,
+            whole=self._zeros.complete,
         )
         return answer.get("do") == "stop"
 
@@ -291,8 +288,7 @@ class Run:
         keep = self._good
         self._optimizer.restore({**keep, "first": 0 * keep["first"], "second": 0 * keep["second"]})
         self._stream.seek(self._stream.epoch + 1, 0)  # other batches than those it failed on
-        if self._thinning is not None:  # the weights are older than the last zeros
-            self._optimizer.fix(self._thinning.reach(self._clock.share()))
+        self._optimizer.fix(self._zeros.reach(self._clock.share()))  # the weights are older than those
 
     # -- checkpoints ------------------------------------------------------------------------------------
 
@@ -309,7 +305,7 @@ class Run:
             "lr": self._lr,
             "decay": self._optimizer.decay,
             "losses": self._losses,
-            "level": self._thinning.level if self._thinning is not None else 0,
+            "level": self._zeros.level,
         }
         text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         write_npz(self._state / "checkpoint.npz", {**self._optimizer.state(), "meta": text})
@@ -329,8 +325,7 @@ class Run:
         self._settings = self._optimizer.settings = replace(self._settings, lr=self._lr or probe.DEFAULT)
         self._optimizer.decay = meta["decay"]
         self._optimizer.restore(state)
-        if self._thinning is not None and meta["level"]:
-            self._optimizer.fix(self._thinning.reach(UNTIL * meta["level"] / LEVELS))
+        self._optimizer.fix(self._zeros.again(meta["level"]))
         self._stream.seek(meta["epoch"], meta["position"])
         self._round, self._retries, self._losses = meta["round"], meta["retries"], meta["losses"]
         self._clock.earlier = meta["spent"]
@@ -339,14 +334,3 @@ class Run:
         self._channel.send(
             "resumed", epoch=self._stream.epoch, step=self._optimizer.step_count, round=self._round
         )
-
-
-def _thinning(request: dict[str, Any], weights: Flat) -> Thinning | None:
-    """Zeros that come while training, where they are asked for."""
-    counts: dict[str, int] | None = request.get("thin")
-    if not counts:
-        return None
-    with np.load(request["prices"], allow_pickle=False) as stored:
-        names = list(weights.views)
-        prices = {name: stored[f"w{i}"] for i, name in enumerate(names) if f"w{i}" in stored.files}
-    return Thinning(weights, counts, prices)

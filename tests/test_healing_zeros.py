@@ -12,7 +12,7 @@ from healing_tools import Setting
 
 from condensec.healing import Thin
 from condensec.healing.worker.optimizer import Flat, Optimizer, Settings
-from condensec.healing.worker.thinning import LEVELS, UNTIL, Thinning
+from condensec.healing.worker.zeros import LEVELS, UNTIL, Zeros
 
 
 def flat() -> Flat:
@@ -20,13 +20,18 @@ def flat() -> Flat:
     return Flat({"a": rng.standard_normal((8, 25)), "b": rng.standard_normal(10), "c": np.ones(4)})
 
 
+def mask(zeros: Zeros, share: float) -> np.ndarray:
+    found = zeros.reach(share)
+    return np.zeros(214, np.bool_) if found is None else found
+
+
 def test_the_share_of_zeros_rises_as_a_cubic_and_what_is_zero_stays() -> None:
     weights = flat()
-    thinning = Thinning(weights, {"a": 160, "c": 1})
+    zeros = Zeros(weights, counts={"a": 160, "c": 1})
     before = np.zeros(weights.buffer.size, np.bool_)
     counts = []
     for share in (0.0, 0.1, 0.25, 0.4, 0.5, 0.9):
-        now = thinning.reach(share)
+        now = mask(zeros, share)
         assert not np.any(before & ~now)
         weights.buffer[now] = 0.0
         counts.append(int(now[:200].sum()))
@@ -37,7 +42,7 @@ def test_the_share_of_zeros_rises_as_a_cubic_and_what_is_zero_stays() -> None:
     assert counts[0] == 0
     assert counts[1:4] == [round(x) for x in wanted]
     assert counts[4:] == [160, 160]
-    assert thinning.complete
+    assert zeros.complete
     assert not before[200:210].any(), "what isn't asked for keeps its weights"
     assert before[210:].sum() == 1
 
@@ -45,13 +50,23 @@ def test_the_share_of_zeros_rises_as_a_cubic_and_what_is_zero_stays() -> None:
 def test_the_cheapest_go_and_prices_count() -> None:
     weights = flat()
     size = np.abs(weights.views["a"]).ravel()
-    plain = Thinning(weights, {"a": 50}).reach(1.0)[:200]
+    plain = mask(Zeros(weights, counts={"a": 50}), 1.0)[:200]
     assert size[plain].max() <= size[~plain].min()
     prices = np.random.default_rng(1).uniform(0.1, 10, (8, 25))
-    dear = Thinning(weights, {"a": 50}, {"a": prices}).reach(1.0)[:200]
+    dear = mask(Zeros(weights, counts={"a": 50}, prices={"a": prices}), 1.0)[:200]
     cost = size**2 * prices.ravel()
     assert cost[dear].max() <= cost[~dear].min()
     assert not np.array_equal(plain, dear)
+
+
+def test_zeros_that_stay_are_those_there_now_in_the_tensors_named() -> None:
+    weights = flat()
+    weights.buffer[::2] = 0.0
+    zeros = Zeros(weights, ["b"])
+    assert zeros.complete
+    assert not zeros.is_due(1.0)
+    assert mask(zeros, 1.0).nonzero()[0].tolist() == list(range(200, 210, 2))
+    assert Zeros(weights).reach(1.0) is None
 
 
 def test_fixed_zeros_have_neither_moments_nor_an_average() -> None:
@@ -60,7 +75,7 @@ def test_fixed_zeros_have_neither_moments_nor_an_average() -> None:
     optimizer = Optimizer(weights, gradients, Settings(lr=0.01), 0.9)
     gradients.buffer[:] = 1.0
     optimizer.step(0.5, 1.0)
-    zeros = Thinning(weights, {"a": 100}).reach(1.0)
+    zeros = mask(Zeros(weights, counts={"a": 100}), 1.0)
     optimizer.fix(zeros)
     for _ in range(3):
         gradients.buffer[:] = 1.0
