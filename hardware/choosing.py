@@ -159,8 +159,7 @@ class Search:
             count = (fast + slow) // 2
             if count == fast:
                 break
-            reasons = {**one.reasons, **dict.fromkeys(layers[:count], "there was time left for it")}
-            found = self._write(replace(one.recipe, exclude=tuple(reasons)), reasons)
+            found = self._in_fp32(one, layers[:count], "there was time left for it")
             if not fast_enough(found.path):
                 slow = count
                 continue
@@ -234,13 +233,17 @@ class Search:
             count = min(max(1, step * failed), most) if found is None else (failed + passed) // 2
             if not failed < count < passed:
                 break
-            reasons = {**one.reasons, **dict.fromkeys(layers[:count], "among those that lose most in int8")}
-            candidate = self._write(replace(one.recipe, exclude=tuple(reasons)), reasons)
+            candidate = self._in_fp32(one, layers[:count], "among those that lose most in int8")
             if self._accepted(candidate):
                 passed, found = count, candidate
             else:
                 failed = count
         return found
+
+    def _in_fp32(self, one: Candidate, layers: Sequence[str], why: str) -> Candidate:
+        """The same with some more layers in fp32."""
+        reasons = {**one.reasons, **dict.fromkeys(layers, why)}
+        return self._write(replace(one.recipe, exclude=tuple(reasons)), reasons)
 
     def _write(self, recipe: Recipe, reasons: Mapping[str, str] | None = None) -> Candidate:
         self._written += 1
