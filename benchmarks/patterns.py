@@ -81,7 +81,7 @@ def minilm(options: Any) -> Task:
 
 def variants(task: Task) -> dict[str, list[str]]:
     """Options by name of the pattern."""
-    units = "channels,heads,neurons"
+    units = "channels,heads,neurons,layers"  # whatever costs least
     return {
         "unstructured": ["--patterns", f"unstructured={task.share:g}"],
         "2:4": ["--patterns", "2:4"],
