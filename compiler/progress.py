@@ -48,6 +48,7 @@ class Progress:
         self._console = console
         self._started: dict[str, float] = {}
         self._seen: set[str] = set()
+        self._first: dict[str, tuple[float, float]] = {}  # when a step first told its share, and which
         self._said = 0.0  # when the last plain line of progress was written
         self._bar: Any = None
         self._task: Any = None
@@ -109,15 +110,19 @@ class Progress:
         """A line of progress, if the last one is long ago."""
         now = time.monotonic()
         begun = self._started.setdefault(step, now)
+        since, before = self._first.setdefault(step, (now, share))  # what went before isn't counted by shares
         if now - max(begun, self._said) < _SILENCE or self._console.quiet:
             return
         self._said = now
-        left = f", about {_duration((now - begun) * (1 - share) / share)} left" if 0.02 < share < 1 else ""
+        gone = share - before
+        rest = (now - since) * (1 - share) / gone if gone > 0.02 else 0.0
+        left = f", about {_duration(rest)} left" if rest > 0 else ""
         label = LABELS.get(step, step)
         self.say(f"{now - begun:7.1f} s  {label}: {100 * share:.0f}%{left} {text}".rstrip())
 
     def _done(self, step: str) -> None:
         seconds = time.monotonic() - self._started.pop(step, time.monotonic())
+        self._first.pop(step, None)
         if self._bar is not None and self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None

@@ -42,8 +42,7 @@ def pass_on(say: Progress) -> dict[str, Callable[[Event], None]]:
     """The other events are told."""
 
     def progress(event: Event) -> None:
-        left = "" if event.get("left") is None else f", {float(event['left']):.0f} s left"
-        text = f"epoch {event['epoch']}: loss {event['loss']:.4g}, {event['rate']:.0f} samples/s{left}"
+        text = f"epoch {event['epoch']}: loss {event['loss']:.4g}, {event['rate']:.0f} samples/s"
         say(float(event["share"]), text)
 
     def probed(event: Event) -> None:

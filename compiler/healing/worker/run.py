@@ -213,15 +213,12 @@ class Run:
         return self._stepped * self._val.size / max(self._stepping, 1e-9)
 
     def _report(self) -> None:
-        share = self._clock.share()
-        left = self._clock.spent * (1 - share) / share if share > 0 else math.inf
         self._channel.send(
             "progress",
             epoch=self._stream.epoch,
             step=self._optimizer.step_count,
             loss=sum(self._recent) / len(self._recent),
-            share=share,
-            left=left if math.isfinite(left) else None,
+            share=self._clock.share(),
             rate=self._rate(),
         )
 
