@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,32 @@ if TYPE_CHECKING:
 _VERSION = 3  # of the files in the state folder
 
 
+@dataclass(frozen=True)
+class Shorter:
+    """Training graphs for samples of less than the full length (see `condensec.healing.lengths`).
+
+    Attributes:
+        graphs: by length, ascending, without the full one.
+        kinds: by split, which of the graphs a sample goes to.
+    """
+
+    graphs: Sequence[Training] = ()
+    kinds: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def write(self, training: Training, state: Path) -> dict[str, Any]:
+        """Their part of the request, with files beside it; nothing where there are none."""
+        if not self.graphs:
+            return {}
+        paths = [state / f"shorter-{i}.onnx" for i in range(len(self.graphs))]
+        for path, graph in zip(paths, self.graphs, strict=True):
+            path.write_bytes(graph.model.SerializeToString())
+        files = {split: str(state / f"kinds-{split}.npy") for split in self.kinds}
+        for split, kinds in self.kinds.items():
+            np.save(files[split], kinds)
+        shapes = [graph.shapes() for graph in (*self.graphs, training)]
+        return {"shorter": [str(path) for path in paths], "shapes": shapes, "kinds": files}
+
+
 def request_of(
     training: Training,
     files: dict[str, dict[str, str]],
@@ -27,6 +54,7 @@ def request_of(
     options: HealOptions,
     state: Path,
     sizes: tuple[int, int],
+    shorter: Shorter,
 ) -> dict[str, Any]:
     """What the worker is asked to do; its weights and graph are written beside it.
 
@@ -37,6 +65,7 @@ def request_of(
         options: settings.
         state: folder to write to.
         sizes: samples of one part, which the graph takes, and of a whole batch.
+        shorter: graphs for samples that are padded.
     """
     (state / "forward.onnx").write_bytes(training.model.SerializeToString())
     paths = {}
@@ -76,6 +105,7 @@ def request_of(
         "trials": gradient_graph.trial.write(state),
         "zeros": [name for name in names if name in options.zeros],
         **thin,
+        **shorter.write(training, state),
         "optimizer": optimizer,
         "state": str(state),
     }

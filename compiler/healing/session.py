@@ -20,17 +20,18 @@ import numpy as np
 
 from condensec.data.side import side_inputs
 from condensec.errors import HealError
-from condensec.healing import budget, events, features, losses, parts, targets
+from condensec.healing import budget, events, features, lengths, losses, parts, targets
 from condensec.healing.augment import resolve
 from condensec.healing.client import Event, Worker, follow
 from condensec.healing.environment import ensure
 from condensec.healing.events import Progress
 from condensec.healing.features import Slices
 from condensec.healing.judge import Judge
+from condensec.healing.lengths import Lengths
 from condensec.healing.options import HealOptions, HealResult
-from condensec.healing.request import fingerprint, request_of
+from condensec.healing.request import Shorter, fingerprint, request_of
 from condensec.healing.side import ports, settled
-from condensec.healing.training import Training, prepare
+from condensec.healing.training import Choose, Training, prepare
 from condensec.healing.views import Views
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from condensec.data import Samples
     from condensec.healing.graph import Graph
+    from condensec.serialized import ModelSource
 
 
 def heal(
@@ -172,6 +174,9 @@ def _prepare(
     fitting = parts.fitting(models.student, training.model, part)
     if fitting != part:
         part, training = fitting, _training(models, train, answers, options, fitting)
+    padded = None if augment is not None else lengths.find(models.student, train, batch)
+    shorter = [] if padded is None else _shorter(models, train, training, options, part, padded)
+    padded = padded if shorter else None
     key = budget.job_key(models.path, models.teacher, options, (len(train), len(validation)))
     share = budget.stored(state, key)
     counts = (share.train, share.validation) if share else budget.counts(
@@ -180,7 +185,7 @@ def _prepare(
     train = budget.chosen(train, counts[0], options.seed)
     validation = budget.chosen(validation, counts[1], options.seed)
     say(0.0, f"computing the teacher's outputs on {len(train)} samples")
-    original = targets.Teacher(models.teacher, training, options.jobs, part)
+    original = targets.Teacher(models.teacher, training, options.jobs, part, padded)
     judged = original.write(validation, state / "validation")
 
     watch = targets.Watch(train)
@@ -195,7 +200,9 @@ def _prepare(
     if share is None:
         share = budget.Share(key, *counts, budget.remaining(options, begun))
         budget.store(state, share)
-    request = request_of(training, files, share, options, state, (part, batch))
+    splits = {"train": train, "validation": validation}
+    kinds = {name: padded.kinds(samples) for name, samples in splits.items()} if padded else {}
+    request = request_of(training, files, share, options, state, (part, batch), Shorter(shorter, kinds))
     digest = fingerprint(request, training, options, (train, validation))
     path = state / "request.json"
     path.write_text(json.dumps({**request, "fingerprint": digest}), encoding="utf-8")
@@ -210,10 +217,6 @@ def _training(
     batch: int,
 ) -> Training:
     """The training graph for one part of a batch, of ``batch`` samples."""
-    feeds = {name: targets.rows(array, batch) for name, array in train.inputs.items()}
-    labels = None if train.labels is None else targets.rows(train.labels, batch)
-    sides = side_inputs(ports(models.student))
-    pattern = re.compile(options.freeze) if options.freeze else None
     within = (options.losses or {}).get(losses.FEATURES, 0.0)
 
     def choose(graph: Graph, barriers: Mapping[str, str]) -> list[losses.Term]:
@@ -228,7 +231,40 @@ def _training(
             terms += features.terms(graph, known, inner, names, weight, len(train))
         return terms
 
+    return _prepared(models, train, choose, options, batch)
+
+
+def _prepared(models: _Models, train: Samples, choose: Choose, options: HealOptions, batch: int) -> Training:
+    feeds = {name: targets.rows(array, batch) for name, array in train.inputs.items()}
+    labels = None if train.labels is None else targets.rows(train.labels, batch)
+    sides = side_inputs(ports(models.student))
+    pattern = re.compile(options.freeze) if options.freeze else None
+
     def is_frozen(name: str) -> bool:
         return name in sides or bool(pattern and pattern.search(name))
 
     return prepare(settled(models.student, train, batch), feeds, choose, labels, freeze=is_frozen)
+
+
+def _shorter(
+    models: _Models,
+    train: Samples,
+    training: Training,
+    options: HealOptions,
+    batch: int,
+    padded: Lengths,
+) -> list[Training]:
+    """The training graph for each shorter length; none where padding can't be cut off."""
+    inner = list(dict.fromkeys(training.targets.values()))
+    outer = [name for name in inner if name not in training.matches]
+    pair: dict[str, ModelSource] = {"teacher": models.teacher, "student": models.student}
+    if not lengths.hold(padded, pair, {"teacher": inner, "student": outer}, train):
+        return []
+    found = []
+    for size in padded.sizes[:-1]:
+        try:
+            cut = padded.cut(train, size)
+            found.append(_prepared(models, cut, lambda graph, barriers: list(training.terms), options, batch))
+        except HealError:  # the graph computes with its length in a way that a copy can't follow
+            return []
+    return found if all(map(training.fits, found)) else []

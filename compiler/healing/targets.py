@@ -14,6 +14,7 @@ import numpy as np
 from condensec.data.side import sample_axis
 from condensec.errors import CondensecError, HealError
 from condensec.healing import losses
+from condensec.healing.lengths import Lengths, corner
 from condensec.healing.side import dims, ports
 from condensec.healing.training import Training
 
@@ -104,12 +105,15 @@ class Teacher:
         training: says which inputs and which of its values are wanted.
         threads: for onnxruntime.
         batch: samples a call.
+        lengths: that samples are cut to; what is written is zero beyond.
     """
 
-    def __init__(self, path: Path, training: Training, threads: int, batch: int) -> None:
+    def __init__(
+        self, path: Path, training: Training, threads: int, batch: int, lengths: Lengths | None = None
+    ) -> None:
         from condensec.runner import Session
 
-        self._training, self._batch = training, batch
+        self._training, self._batch, self._lengths = training, batch, lengths
         inner = tuple(v for v in training.targets.values() if v in training.matches)
         self._session = Session(path, threads=threads, extra_outputs=inner)
 
@@ -183,17 +187,39 @@ class Teacher:
             found[losses.LABELS] = part.labels.astype(np.float32 if is_value else np.int64)
             if not np.isfinite(found[losses.LABELS]).all():
                 raise HealError(f"the labels have NaN or infinity on sample {start} or later")
-        wanted_values = list(dict.fromkeys(training.targets.values()))
-        answers = self._session.run_samples(part, batch=self._batch, outputs=wanted_values)
-        for name, value in training.targets.items():
-            array = answers[value]
-            if value in training.matches:
-                array = training.matches[value].of(array)
+        for name, array in self._answers(part).items():
             if not np.isfinite(array).all():
+                value = training.targets[name]
                 raise HealError(
                     f"the teacher's value '{value}' has NaN or infinity on sample {start} or later"
                 )
-            found[name] = np.asarray(array, np.float32)
+            found[name] = array
+        return found
+
+    def _answers(self, part: Samples) -> dict[str, np.ndarray]:
+        """Target -> the teacher's values, each sample's computed at its own length."""
+        if self._lengths is None:
+            return self._run(part)
+        shapes = self._training.shapes()
+        found = {name: np.zeros((len(part), *shapes[name]), np.float32) for name in self._training.targets}
+        kinds = self._lengths.kinds(part)
+        for kind, size in enumerate(self._lengths.sizes):
+            rows = np.flatnonzero(kinds == kind)
+            if rows.size:
+                for name, array in self._run(self._lengths.cut(part.subset(rows), size)).items():
+                    corner(found[name], array.shape)[rows] = array
+        return found
+
+    def _run(self, part: Samples) -> dict[str, np.ndarray]:
+        training = self._training
+        values = list(dict.fromkeys(training.targets.values()))
+        answers = self._session.run_samples(part, batch=self._batch, outputs=values)
+        found = {}
+        for name, value in training.targets.items():
+            match = training.matches.get(value)
+            found[name] = np.asarray(
+                answers[value] if match is None else match.of(answers[value]), np.float32
+            )
         return found
 
 

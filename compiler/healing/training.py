@@ -26,6 +26,7 @@ from condensec.healing.trainable import (
     up_to,
 )
 
+Choose = Callable[[Graph, Mapping[str, str]], list[losses.Term]]  # of a graph and its barriers
 _TOLERANCE = 2e-3  # of the output's own scale: rewriting changes rounding, not values
 
 
@@ -46,6 +47,7 @@ class Training:
         matches: of those of the teacher's values that aren't outputs: which of its channels are compared.
         around: nodes without a gradient in whose place the teacher's values are learned, with the reason.
         trained_share: trained parameters / all parameters that are weights.
+        terms: of the loss.
     """
 
     model: onnx.ModelProto
@@ -59,6 +61,18 @@ class Training:
     around: tuple[tuple[str, str], ...]
     uses_labels: bool
     trained_share: float
+    terms: tuple[losses.Term, ...]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of a sample in each of the graph's inputs."""
+        given = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in self.model.graph.input}
+        return {name: tuple(dims[1:]) for name, dims in given.items() if name not in self.weights}
+
+    def fits(self, other: Training) -> bool:
+        """Whether another one differs in shapes alone: same weights, same values compared."""
+        mine, theirs = ([(n, w.shape) for n, w in t.weights.items()] for t in (self, other))
+        same = set(self.shapes()) == set(other.shapes()) and self.targets == other.targets
+        return mine == theirs and same and self.behind is None and other.behind is None
 
 
 def differentiable_copy(model: onnx.ModelProto, feeds: Feeds) -> tuple[Graph, list[str], dict[str, str]]:
@@ -82,7 +96,7 @@ def differentiable_copy(model: onnx.ModelProto, feeds: Feeds) -> tuple[Graph, li
 def prepare(
     model: onnx.ModelProto,
     feeds: Feeds,
-    choose: Callable[[Graph, Mapping[str, str]], list[losses.Term]],
+    choose: Choose,
     labels: np.ndarray | None,
     *,
     freeze: Callable[[str], bool] = lambda name: False,
@@ -139,6 +153,7 @@ def prepare(
         around=around,
         uses_labels=losses.LABELS in graph.inputs,
         trained_share=_share(weights, frozen, graph, model),
+        terms=tuple(terms),
     )
 
 

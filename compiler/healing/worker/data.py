@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 Files = dict[str, str]  # graph input -> .npy file, axis 0 = sample
 Feeds = dict[str, np.ndarray]
+Shapes = Mapping[str, Sequence[int]]  # graph input -> shape of a sample
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Samples of several lengths (see `condensec.healing.lengths`): a batch holds those of one.
+
+    Attributes:
+        of: kind of each sample.
+        shapes: by kind, what its graph takes; samples are cut to it.
+    """
+
+    of: np.ndarray
+    shapes: Sequence[Shapes]
+
+    @classmethod
+    def asked(cls, request: Mapping[str, Any], split: str) -> Kinds | None:
+        """As a request has them for "train" or "validation"; None where all samples are alike."""
+        if "kinds" not in request:
+            return None
+        return cls(np.load(request["kinds"][split], allow_pickle=False), request["shapes"])
+
+    def steps(self, size: int) -> int:
+        """Batches of so many an epoch; samples that don't come out even wait for another one."""
+        return sum(max(1, int(n) // size) for n in np.bincount(self.of) if n)
 
 
 class Batches:
@@ -18,20 +45,17 @@ class Batches:
         arrays: graph input -> .npy file, axis 0 = sample.
         size: samples a batch.
         seed: of the order.
+        kinds: of the samples; None = all are alike.
     """
 
-    def __init__(self, arrays: Files, size: int, seed: int) -> None:
+    def __init__(self, arrays: Files, size: int, seed: int, kinds: Kinds | None = None) -> None:
         self._arrays = {
             name: np.load(Path(p), mmap_mode="r", allow_pickle=False) for name, p in arrays.items()
         }
         self.count = min(len(a) for a in self._arrays.values())
         self.size = size
         self._seed = seed
-
-    @property
-    def steps(self) -> int:
-        """Batches an epoch; the last one is filled up with others where they don't come out even."""
-        return max(1, self.count // self.size)
+        self._kinds = kinds or Kinds(np.zeros(self.count, np.int64), [{}])
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Feeds]:
         """Shuffled batches of one epoch, the same for the same number and seed.
@@ -40,19 +64,41 @@ class Batches:
             number: of the epoch.
             start: first batch to give.
         """
-        order = np.random.default_rng((self._seed, number)).permutation(self.count)
-        for i in range(start, self.steps):
-            yield self._take(order, i)
+        rng = np.random.default_rng((self._seed, number))
+        batches = [
+            (rows[i * self.size : (i + 1) * self.size], kind)
+            for kind, rows in self._by_kind(rng.permutation(self.count))
+            for i in range(max(1, len(rows) // self.size))
+        ]
+        if len(self._kinds.shapes) > 1:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        for rows, kind in batches[start:]:
+            yield self._take(rows, kind)
 
     def in_order(self) -> Iterator[tuple[Feeds, int]]:
-        """All samples in order, with how many of the batch are new."""
-        order = np.arange(self.count)
-        for i in range(-(-self.count // self.size)):
-            yield self._take(order, i), min(self.size, self.count - i * self.size)
+        """All samples in order, with how many of the batch are new; the kinds evenly mixed."""
+        batches = []
+        for kind, rows in self._by_kind(np.arange(self.count)):
+            count = -(-len(rows) // self.size)
+            for i in range(count):
+                some = rows[i * self.size : (i + 1) * self.size]
+                batches.append(((i + 0.5) / count, kind, some, rows))
+        for _, kind, some, rows in sorted(batches, key=lambda batch: batch[:2]):
+            filling = np.resize(rows, self.size - len(some)) if len(some) < self.size else rows[:0]
+            yield self._take(np.concatenate([some, filling]), kind), len(some)
 
-    def _take(self, order: np.ndarray, index: int) -> Feeds:
-        chosen = np.take(order, np.arange(index * self.size, (index + 1) * self.size), mode="wrap")
-        return {name: _plain(array[chosen]) for name, array in self._arrays.items()}
+    def _by_kind(self, order: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        kinds = self._kinds.of[order]
+        for kind in range(len(self._kinds.shapes)):
+            rows = order[kinds == kind]
+            if rows.size:
+                yield kind, rows
+
+    def _take(self, rows: np.ndarray, kind: int) -> Feeds:
+        """A batch of samples of one kind; repeated where they are too few."""
+        chosen = np.resize(rows, self.size)
+        shapes = self._kinds.shapes[kind]
+        return {name: _cut(array[chosen], shapes.get(name)) for name, array in self._arrays.items()}
 
 
 class Stream:
@@ -63,14 +109,17 @@ class Stream:
         steps: batches an epoch.
         size: samples a batch.
         seed: of the order.
+        kinds: of the samples.
 
     Attributes:
         epoch: the running one.
         position: batches of it that were given.
     """
 
-    def __init__(self, files: Callable[[int], Files], steps: int, size: int, seed: int) -> None:
-        self._files, self._size, self._seed = files, size, seed
+    def __init__(
+        self, files: Callable[[int], Files], steps: int, size: int, seed: int, kinds: Kinds | None = None
+    ) -> None:
+        self._files, self._size, self._seed, self._kinds = files, size, seed, kinds
         self.steps = steps
         self.epoch = self.position = 0
         self._running: Iterator[Feeds] | None = None
@@ -87,7 +136,7 @@ class Stream:
     def next(self) -> Feeds:
         """The next batch."""
         if self._running is None:
-            samples = Batches(self._files(self.epoch), self._size, self._seed)
+            samples = Batches(self._files(self.epoch), self._size, self._seed, self._kinds)
             self._running = samples.epoch(self.epoch, self.position)
         batch = next(self._running)
         self.position += 1
@@ -96,6 +145,8 @@ class Stream:
         return batch
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
-    """Half precision, in which large targets are stored, as single."""
+def _cut(array: np.ndarray, shape: Sequence[int] | None) -> np.ndarray:
+    """The corner of that shape; half precision, in which large targets are stored, as single."""
+    if shape is not None:
+        array = array[(slice(None), *(slice(n) for n in shape))]
     return np.ascontiguousarray(array, np.float32 if array.dtype == np.float16 else array.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -97,6 +97,7 @@ class Engine:
         self._open = partial(onnxruntime.InferenceSession, sess_options=options, providers=providers)
         self._train = self._opened(model)
         self._evaluate = onnxruntime.InferenceSession(raw, options, providers=providers)
+        self._given = self._evaluate.get_inputs()
         self._before = None
         if "before" in files:
             first = files["before"].read_bytes()
@@ -153,6 +154,10 @@ class Engine:
         self._found.average(self._parts, self._pool, self._lanes)
         return sum(losses) / len(losses)
 
+    def takes(self, feeds: Arrays) -> bool:
+        """Whether samples of these shapes are what the graph is for."""
+        return all(list(feeds[i.name].shape[1:]) == i.shape[1:] for i in self._given if i.name in feeds)
+
     def _lane(self, feeds: Arrays, lane: int) -> list[float]:
         """Losses of the parts that one thread runs, one after another."""
         losses: list[float] = []
@@ -195,6 +200,30 @@ class Engine:
             return float(self._evaluate.run([LOSS], {**self._cut(feeds, number), **weights}, self._quiet)[0])
 
         return sum(self._pool.map(one, range(self._parts))) / self._parts
+
+
+class Engines:
+    """Several of them over the same weights; the feeds' shapes say which one they are for.
+
+    Args:
+        engines: at least one.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+
+    def step(self, feeds: Arrays) -> float:
+        """See `Engine.step`."""
+        return self._of(feeds).step(feeds)
+
+    def loss(self, feeds: Arrays, weights: Arrays) -> float:
+        """See `Engine.loss`."""
+        return self._of(feeds).loss(feeds, weights)
+
+    def _of(self, feeds: Arrays) -> Engine:
+        return (
+            self._engines[0] if len(self._engines) == 1 else next(e for e in self._engines if e.takes(feeds))
+        )
 
 
 def _cores() -> int:

@@ -23,7 +23,7 @@ import numpy as np
 
 # ruff: noqa: TID251 (this package's own modules)
 from .data import Batches, Feeds, Stream
-from .engine import Engine
+from .engine import Engines
 from .optimizer import Flat, Optimizer, Settings
 
 DEFAULT = 0.004  # where there is no time to try: slow, but nothing was seen that it throws off
@@ -111,7 +111,7 @@ class Bench:
         validation: what the runs are judged by.
     """
 
-    engine: Engine
+    engine: Engines
     optimizer: Optimizer
     stream: Stream
     weights: Flat

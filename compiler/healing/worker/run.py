@@ -16,8 +16,8 @@ import numpy as np
 from . import blocks, probe
 from .channel import Channel, peak_rss_mb, write_npz
 from .clock import Clock
-from .data import Batches, Files, Stream
-from .engine import Engine
+from .data import Batches, Files, Kinds, Stream
+from .engine import Engine, Engines
 from .optimizer import Flat, Optimizer, Settings
 from .zeros import TRIED, UNTIL, Zeros
 
@@ -44,20 +44,27 @@ class Run:
         self._gradients = self._weights.like()
         parts: tuple[str, ...] = ("model", "behind", "before")
         files = {part: Path(request[part]) for part in parts if part in request}
+        graphs = [*({"model": Path(path)} for path in request.get("shorter", [])), files]
         batch, seed = int(request["batch"]), int(request["seed"])
-        self._engine = Engine(
-            files,
-            self._weights.views,
-            self._gradients.views,
-            int(request["threads"]),
-            int(request["part"]),
-            batch,
-            self._improved,
-            lambda why: channel.send("slower", why=why),
+        self._engine = Engines(
+            [
+                Engine(
+                    graph,
+                    self._weights.views,
+                    self._gradients.views,
+                    int(request["threads"]),
+                    int(request["part"]),
+                    batch,
+                    self._improved,
+                    lambda why: channel.send("slower", why=why),
+                )
+                for graph in graphs
+            ]
         )
-        steps = max(1, int(request["samples"]) // batch)
-        self._stream = Stream(self._files, steps, batch, seed)
-        self._val = Batches(request["validation"], batch, 0)
+        kinds = Kinds.asked(request, "train")
+        steps = max(1, int(request["samples"]) // batch) if kinds is None else kinds.steps(batch)
+        self._stream = Stream(self._files, steps, batch, seed, kinds)
+        self._val = Batches(request["validation"], batch, 0, Kinds.asked(request, "validation"))
         self._clock = Clock(request.get("epochs"), request.get("seconds"), self._stream, self._val)
         self._lr: float | None = request["optimizer"]["lr"]
         self._settings = Settings.of({**request["optimizer"], "lr": self._lr or probe.DEFAULT})
