@@ -124,12 +124,11 @@ def test_models_are_run_both_ways_before_anything_is_cut_off() -> None:
     model, samples = models.transformer_encoder(), padded(mixed(60))
     found = lengths.find(model, samples)
     assert found is not None
-    wanted = {"a": ["logits"]}
-    assert lengths.hold(found, {"a": model}, wanted, samples)
+    assert lengths.hold(found, [(model, ["logits"], [])], samples)
     inside = next(node.output[0] for node in model.graph.node if node.name == "layer0.add2")
-    assert lengths.hold(found, {"a": model}, {"a": [inside, "logits"]}, samples)
+    assert lengths.hold(found, [(model, ["logits"], [inside])], samples)
     assert lengths.find(unmasked(), samples) == found
-    assert not lengths.hold(found, {"a": unmasked()}, wanted, samples)
+    assert not lengths.hold(found, [(model, ["logits"], []), (unmasked(), ["logits"], [])], samples)
 
 
 def healed(tmp_path: Path, samples: Samples, teacher: onnx.ModelProto, **more: object) -> HealResult:

@@ -12,7 +12,7 @@ is padded itself are left alone: which of its positions are read only their user
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from condensec.data import Samples
     from condensec.serialized import ModelSource
+
+    Compared = tuple[ModelSource, Sequence[str], Sequence[str]]
 
 MASK = "mask"  # part of the name of an input that says what is filling
 MOST = 3  # lengths, each of which costs a training graph
@@ -111,28 +113,26 @@ def choose(filled: np.ndarray, longest: int, least: int = 1) -> tuple[int, ...]:
     return best
 
 
-def hold(
-    lengths: Lengths, models: Mapping[str, ModelSource], wanted: Mapping[str, Sequence[str]], samples: Samples
-) -> bool:
+def hold(lengths: Lengths, compared: Iterable[Compared], samples: Samples) -> bool:
     """Whether models give the same with the padding cut off.
 
     Args:
         lengths: to cut to.
-        models: by any name.
-        wanted: values of each that are compared, outputs or values inside.
+        compared: models, the outputs and the values inside that have to be the same.
         samples: some of each length are run.
     """
     from condensec.runner import Session
 
     kinds = lengths.kinds(samples)
-    for name, model in models.items():
+    for model, outputs, inside in compared:
+        wanted = [*outputs, *inside]
         try:
-            session = Session(model, extra_outputs=_inside(model, wanted[name]))
+            session = Session(model, extra_outputs=inside)
             for kind, size in enumerate(lengths.sizes[:-1]):
                 few = samples.subset(np.flatnonzero(kinds == kind)[:_CHECKED])
-                whole = session.run_samples(few, outputs=wanted[name])
-                short = session.run_samples(lengths.cut(few, size), outputs=wanted[name])
-                if not all(_same(corner(whole[n], short[n].shape), short[n]) for n in wanted[name]):
+                whole = session.run_samples(few, outputs=wanted)
+                short = session.run_samples(lengths.cut(few, size), outputs=wanted)
+                if not all(_same(corner(whole[name], short[name].shape), short[name]) for name in wanted):
                     return False
         except CondensecError:  # it only runs at the full length
             return False
@@ -149,13 +149,6 @@ def _filled(mask: np.ndarray) -> np.ndarray:
     values = np.asarray(mask) != 0
     found: np.ndarray = values.shape[1] - values[:, ::-1].argmax(axis=1)
     return found
-
-
-def _inside(model: ModelSource, wanted: Sequence[str]) -> tuple[str, ...]:
-    from condensec.runner import Session
-
-    outputs = {port.name for port in Session(model).outputs}
-    return tuple(name for name in wanted if name not in outputs)
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from condensec.data import Samples
     from condensec.healing.graph import Graph
-    from condensec.serialized import ModelSource
+    from condensec.healing.lengths import Compared
 
 
 def heal(
@@ -255,10 +255,11 @@ def _shorter(
     padded: Lengths,
 ) -> list[Training]:
     """The training graph for each shorter length; none where padding can't be cut off."""
-    inner = list(dict.fromkeys(training.targets.values()))
-    outer = [name for name in inner if name not in training.matches]
-    pair: dict[str, ModelSource] = {"teacher": models.teacher, "student": models.student}
-    if not lengths.hold(padded, pair, {"teacher": inner, "student": outer}, train):
+    values = dict.fromkeys(training.targets.values())
+    inside = [name for name in values if name in training.matches]
+    outputs = [name for name in values if name not in training.matches]
+    pair: list[Compared] = [(models.teacher, outputs, inside), (models.student, outputs, [])]
+    if not lengths.hold(padded, pair, train):
         return []
     found = []
     for size in padded.sizes[:-1]:
