@@ -110,10 +110,12 @@ class Progress:
         """A line of progress, if the last one is long ago."""
         now = time.monotonic()
         begun = self._started.setdefault(step, now)
-        since, before = self._first.setdefault(step, (now, share))  # what went before isn't counted by shares
+        if share > 0:  # what goes on before isn't counted by shares
+            self._first.setdefault(step, (now, share))
         if now - max(begun, self._said) < _SILENCE or self._console.quiet:
             return
         self._said = now
+        since, before = self._first.get(step, (now, share))
         gone = share - before
         rest = (now - since) * (1 - share) / gone if gone > 0.02 else 0.0
         left = f", about {_duration(rest)} left" if rest > 0 else ""
