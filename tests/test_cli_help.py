@@ -238,13 +238,10 @@ def test_a_long_step_without_a_terminal_says_how_far_it_is(
         for clock[0], share in ((10.0, 0.0), (20.0, 0.1), (60.0, 0.3), (70.0, 0.35), (100.0, 0.5)):
             progress("heal", So(share), None)
     lines = capsys.readouterr().err.splitlines()
-    assert (
-        lines
-        == [
-            "   60.0 s  healing: 30%, about 2 min left epoch 1",  # 40 s for a fifth, from 20 s on
-            "  100.0 s  healing: 50%, about 100 s left epoch 1",
-        ]
-    )
+    assert lines == [
+        "   60.0 s  healing: 30%, about 2 min left epoch 1",  # 40 s for a fifth, from 20 s on
+        "  100.0 s  healing: 50%, about 100 s left epoch 1",
+    ]
     with Progress(console.Console(quiet=True)) as progress:
         progress("heal", object(), None)
         clock[0] += 100

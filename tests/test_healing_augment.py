@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from condensec.data import Samples
 from condensec.errors import CondensecError, ConfigError, DataError
-from condensec.healing import targets
 from condensec.healing.augment import crop, flip, resolve
+from condensec.healing.teacher import Teacher
 from condensec.healing.views import Views
 from condensec.specs import parse_augment
 
@@ -179,7 +179,7 @@ def test_the_teacher_answers_for_the_changed_samples(
     teacher = models.residual_cnn()
     setting = Setting(tmp_path, teacher, noisy(teacher), count=96)
     written: list[tuple[Any, Any]] = []
-    real = targets.Teacher.write
+    real = Teacher.write
 
     def write(self: Any, samples: Any, folder: Any, **more: Any) -> Any:
         files = real(self, samples, folder, **more)
@@ -187,7 +187,7 @@ def test_the_teacher_answers_for_the_changed_samples(
             written.append(({k: np.load(v) for k, v in files.items()}, more["view"]))
         return files
 
-    monkeypatch.setattr(targets.Teacher, "write", write)
+    monkeypatch.setattr(Teacher, "write", write)
     result = setting.heal(epochs=3, batch=16, augment="flip,crop=2", views=views)
     assert result.after < result.before
     assert {view for _, view in written} == ({0} if views else {0, 1})

@@ -31,6 +31,7 @@ from condensec.healing.lengths import Lengths
 from condensec.healing.options import HealOptions, HealResult
 from condensec.healing.request import Shorter, fingerprint, request_of
 from condensec.healing.side import ports, settled
+from condensec.healing.teacher import Teacher, Watch
 from condensec.healing.training import Choose, Training, prepare
 from condensec.healing.views import Views
 
@@ -185,10 +186,10 @@ def _prepare(
     train = budget.chosen(train, counts[0], options.seed)
     validation = budget.chosen(validation, counts[1], options.seed)
     say(0.0, f"computing the teacher's outputs on {len(train)} samples")
-    original = targets.Teacher(models.teacher, training, options.jobs, part, padded)
+    original = Teacher(models.teacher, training, options.jobs, part, padded)
     judged = original.write(validation, state / "validation")
 
-    watch = targets.Watch(train)
+    watch = Watch(train)
 
     def make(view: int, folder: Path, is_stopped: Callable[[], bool]) -> dict[str, str]:
         return original.write(train, folder, augment=augment, view=view, watch=watch, is_stopped=is_stopped)
