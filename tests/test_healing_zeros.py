@@ -82,6 +82,7 @@ def test_fixed_zeros_have_neither_moments_nor_an_average() -> None:
         optimizer.step(0.5, optimizer.gradient_norm())
     for buffer in (weights.buffer, optimizer.average, optimizer.first, optimizer.second):
         assert not buffer[zeros].any()
+        assert not np.signbit(weights.buffer[zeros]).any()
         assert buffer[~zeros].any()
 
 
