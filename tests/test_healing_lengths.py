@@ -8,14 +8,19 @@ from pathlib import Path
 import models
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from cutting import half
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from condensec.data import Samples
-from condensec.healing import HealOptions, HealResult, heal, lengths
+from condensec.healing import HealOptions, HealResult, closed_form, heal, lengths
+from condensec.healing.batches import batches
 from condensec.healing.worker.data import Batches, Kinds
+from condensec.passes.groups import analyze
+from condensec.passes.prune import prune
 
 LONGEST = 16
 
@@ -193,3 +198,34 @@ def test_batches_hold_samples_of_one_kind_cut_to_its_shape(tmp_path: Path) -> No
     assert len(epochs[0]) == given_kinds.steps(2) == 4 + 1
     assert all(len(set(kinds[rows])) == 1 for rows in epochs[0])
     assert [f["x"][:, 0].tolist() for f in batches.epoch(0, 2)] == epochs[0][2:]
+
+
+def test_repair_leaves_padding_out() -> None:
+    """Layers are fitted to what counts: the same as with samples that were never padded."""
+    analysis = analyze(ir.from_proto(models.transformer_encoder()))
+    cut = prune(analysis, half(analysis))
+    samples = padded(np.full(160, 4))
+    bare = Samples({name: array[:, :4] for name, array in samples.inputs.items()})
+    found, wanted = (
+        closed_form.repair(analysis.model, cut.model, given_samples, cut.plan, threads=1)
+        for given_samples in (samples, bare)
+    )
+    assert found.weights.keys() == wanted.weights.keys() != set()
+    for name, array in wanted.weights.items():
+        np.testing.assert_allclose(found.weights[name], array, rtol=0.01, atol=0.01 * np.abs(array).max())
+
+
+def test_repair_takes_each_sample_once_at_its_length() -> None:
+    model, filled = models.transformer_encoder(), mixed(90)
+    samples = padded(filled)
+    found = batches(model, model, ["logits"], samples)
+    rows = np.concatenate(
+        [np.pad(b["input_ids"], ((0, 0), (0, LONGEST - b["input_ids"].shape[1]))) for b in found]
+    )
+    wanted = samples.inputs["input_ids"]
+    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, wanted.tolist()))
+    assert {b["input_ids"].shape[1] for b in found} == {*lengths.find(model, samples, 18).sizes}  # type: ignore[union-attr]
+    last = found[-len(found) // 5 :]
+    assert len({b["input_ids"].shape[1] for b in last}) > 1, "those held out are of several lengths"
+    kept = batches(unmasked(), unmasked(), ["logits"], samples)
+    assert {b["input_ids"].shape[1] for b in kept} == {LONGEST}

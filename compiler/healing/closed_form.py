@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from condensec.data.side import batch_of, single_call
 from condensec.errors import HealError
 from condensec.healing import rows, solve, systems
+from condensec.healing.batches import batches
 from condensec.healing.layers import Layer, find_layers, graph_outputs, ordered
-from condensec.healing.side import ports
 from condensec.healing.stepper import Stepper
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from condensec.data import Samples
     from condensec.plan import Plan
 
-_BATCH = 64
 _HELD_OUT = 0.2
 _MOST_FEATURES = 5000  # of one system; above, the solve takes longer than it is worth
 _GAIN = 0.999  # a solution must be at least this much better on held-out samples
@@ -103,10 +101,10 @@ def repair(
     """
     begun = time.monotonic()
     originals, cut = _proto(teacher), _proto(student)
-    batches = _batches(cut, samples)
-    if not batches:
+    if not len(samples):
         raise HealError("closed-form repair needs samples")
-    run = _Run(originals, cut, batches, plan, threads or _cores(), seed)
+    given = batches(cut, originals, sorted(graph_outputs(cut)), samples)
+    run = _Run(originals, cut, given, plan, threads or _cores(), seed)
     run.freeze = re.compile(freeze) if freeze else None
     run.most_rows = most_rows
     try:
@@ -290,21 +288,6 @@ def _proto(model: ir.Model) -> onnx.ModelProto:
     import onnx_ir
 
     return model if isinstance(model, onnx.ModelProto) else onnx_ir.to_proto(model)
-
-
-def _batches(model: onnx.ModelProto, samples: Samples) -> list[dict[str, np.ndarray]]:
-    """Inputs in batches; a fixed batch size is kept to, filled up by repeating."""
-    given = ports(model)
-    fixed = batch_of(given) or 0
-    # At least five batches: the last fifth is held out.
-    size = fixed or max(1, min(_BATCH, len(samples) // 5))
-    whole = len(samples) if not fixed else max(fixed, len(samples) // fixed * fixed)
-    starts = range(0, whole, size)
-    picked = [np.arange(s, min(s + size, whole)) for s in starts]
-    return [
-        single_call(given, {n: np.take(samples.inputs[n], p, axis=0, mode="wrap") for n, _, _ in given})
-        for p in picked
-    ]
 
 
 def _cores() -> int:
