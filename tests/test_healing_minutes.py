@@ -64,3 +64,14 @@ def test_by_epochs_there_is_nothing_to_share_out() -> None:
     assert one.allowance(Progress(), cycles_left=1, last=True, endangered=False) == float("inf")
     assert one.allowance(Progress(), cycles_left=3, last=False, endangered=False) is None
     assert one.polish_seconds(Progress()) is None
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "qat", "kept"),
+    [(1.0, "auto", True), ("inf", "auto", False), ("inf", "on", True), (1.0, "off", False)],
+)
+def test_minutes_for_int8_are_kept_where_it_may_be_trained(max_drop: Any, qat: str, kept: bool) -> None:
+    one = healer(quantize="int8", max_drop=max_drop, heal=f"minutes=10,quantized=0.2,qat={qat}")
+    progress, seconds = spent(one, 1)
+    assert sum(seconds) + (one.polish_seconds(progress) or 0.0) == pytest.approx(480 if kept else 600)
+    assert one.trains_quantized == kept

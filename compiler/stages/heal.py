@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -194,8 +195,10 @@ class Healer:
 
     @property
     def _for_quantized(self) -> float:
-        """What is left of the training for graphs in int8."""
-        wanted = self._job.config.quantize in ("int8", "auto") and self.spec.of_stack("qat", "auto") != "off"
+        """What is left of the training for graphs in int8; without a guard nothing says when they need it."""
+        qat = self.spec.of_stack("qat", "auto")
+        needed = qat == "on" or (qat == "auto" and math.isfinite(self._job.config.max_drop))
+        wanted = needed and self._job.config.quantize in ("int8", "auto")
         return float(self.spec.of_stack("quantized", QUANTIZED)) if wanted else 0.0
 
     def train(
