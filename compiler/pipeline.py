@@ -65,7 +65,7 @@ def compress(config: Config, observer: Observer | None = None) -> Report:
     line = Line(work, budgets, models, means, steps, checkpoints, staging)
     progress, written = line.cut(progress)
     progress, zeros = patterns.apply(work, means, steps, progress)
-    if written is None or (zeros is not None and zeros.places) or means.healer.trains_quantized:
+    if written is None or (zeros is not None and zeros.places) or means.healer.minutes.trains_quantized:
         written = line.write(progress, means.healer)
     finish.write_model(work, written.cut, written.healed, staging)
     report = steps.run("report", summary.conclude, work, means, progress, written, steps, staging)

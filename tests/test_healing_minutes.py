@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +11,11 @@ import pytest
 
 from condensec.config import configure
 from condensec.data import Samples
-from condensec.stages.heal import Healer
+from condensec.stages.minutes import Minutes
 from condensec.stages.state import Candidate, Progress
-from condensec.stages.steps import Steps
 
 
-def healer(**options: Any) -> Healer:
+def minutes(**options: Any) -> Minutes:
     train = Samples(inputs={"x": np.zeros((64, 3), np.float32)})
     job = SimpleNamespace(
         config=configure(model="m.onnx", **{"heal": "minutes=10", **options}),
@@ -25,10 +23,10 @@ def healer(**options: Any) -> Healer:
         analysis=SimpleNamespace(macs=lambda: 10**6),
         points_lost=lambda metric: 1.0 - metric,
     )
-    return Healer(job, Steps(), Path("state"))  # type: ignore[arg-type]
+    return Minutes(job)  # type: ignore[arg-type]
 
 
-def spent(one: Healer, cycles: int, endangered: bool = True) -> tuple[Progress, list[float]]:
+def spent(one: Minutes, cycles: int, endangered: bool = True) -> tuple[Progress, list[float]]:
     """Progress after so many cycles that used all they were allowed, and the seconds of each."""
     progress, seconds = Progress(safe=Candidate(metric=0.5)), []
     for left in range(cycles, 0, -1):
@@ -40,7 +38,7 @@ def spent(one: Healer, cycles: int, endangered: bool = True) -> tuple[Progress, 
 
 @pytest.mark.parametrize("cycles", [1, 3, 8])
 def test_all_minutes_are_used_and_no_more_and_the_last_cycle_gets_most(cycles: int) -> None:
-    one = healer()
+    one = minutes()
     progress, seconds = spent(one, cycles)
     rest = one.polish_seconds(progress) or 0.0
     assert sum(seconds) + rest == pytest.approx(600)
@@ -50,7 +48,7 @@ def test_all_minutes_are_used_and_no_more_and_the_last_cycle_gets_most(cycles: i
 
 
 def test_zeros_after_cycles_get_a_share_of_their_own() -> None:
-    plain, both = healer(), healer(patterns="channels,2:4")
+    plain, both = minutes(), minutes(patterns="channels,2:4")
     assert plain.seconds_left(spent(plain, 3)[0], 1.0) == pytest.approx(0.2 * 450, rel=0.35)
     progress, seconds = spent(both, 3)
     left = both.seconds_left(progress, 1.0)
@@ -60,7 +58,7 @@ def test_zeros_after_cycles_get_a_share_of_their_own() -> None:
 
 
 def test_by_epochs_there_is_nothing_to_share_out() -> None:
-    one = healer(heal="epochs=3")
+    one = minutes(heal="epochs=3")
     assert one.allowance(Progress(), cycles_left=1, last=True, endangered=False) == float("inf")
     assert one.allowance(Progress(), cycles_left=3, last=False, endangered=False) is None
     assert one.polish_seconds(Progress()) is None
@@ -71,7 +69,7 @@ def test_by_epochs_there_is_nothing_to_share_out() -> None:
     [(1.0, "auto", True), ("inf", "auto", False), ("inf", "on", True), (1.0, "off", False)],
 )
 def test_minutes_for_int8_are_kept_where_it_may_be_trained(max_drop: Any, qat: str, kept: bool) -> None:
-    one = healer(quantize="int8", max_drop=max_drop, heal=f"minutes=10,quantized=0.2,qat={qat}")
+    one = minutes(quantize="int8", max_drop=max_drop, heal=f"minutes=10,quantized=0.2,qat={qat}")
     progress, seconds = spent(one, 1)
     assert sum(seconds) + (one.polish_seconds(progress) or 0.0) == pytest.approx(480 if kept else 600)
     assert one.trains_quantized == kept

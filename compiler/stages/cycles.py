@@ -93,7 +93,7 @@ def _cycle(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress
 
 def _can_wait(means: Means, progress: Progress, healed: Healed) -> bool:
     """Whether a later cycle may bring back what this one lost over the guard."""
-    return not progress.strict and means.healer.can_wait(progress, healed.metric)
+    return not progress.strict and means.healer.minutes.can_wait(progress, healed.metric)
 
 
 def _accepted(job: Job, progress: Progress, best: Candidate, *, safe: bool, reached: bool) -> Progress:
@@ -194,7 +194,7 @@ def _heal(
     if healer.closed_form:
         repaired = steps.run("repair", healer.repair, cut, best.weights)
         best = _better(job, steps, cut, best, repaired)
-    seconds = healer.allowance(
+    seconds = healer.minutes.allowance(
         progress,
         cycles_left=cycles_left,
         last=cycles_left == 1,
@@ -211,7 +211,7 @@ def _heal(
 
 def polished(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress | None:
     """The accepted model trained for the minutes that are left; None where that didn't help, or none are."""
-    seconds = means.healer.polish_seconds(progress)
+    seconds = means.healer.minutes.polish_seconds(progress)
     safe = progress.safe
     if seconds is None or not (safe.units or taken_out(job.analysis, safe.counts)):
         return None

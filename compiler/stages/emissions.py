@@ -52,7 +52,7 @@ def written(
             model, target, out, lambda: write(lambda path: job.keeps_guard(int8.metric(job, path)))
         )
 
-    if healer is not None and healer.trains_quantized:
+    if healer is not None and healer.minutes.trains_quantized:
         artifact = int8.trained(job, healer, guarded, write)
     else:
         artifact = guarded()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,25 +21,14 @@ from condensec.healing.augment import resolve as resolve_augment
 from condensec.healing.qdq import as_stored, integer_weights, with_float_weights
 from condensec.healing.rows import MOST_ROWS
 from condensec.passes.prune import Cut, with_weights
-from condensec.sparsity import asked
-from condensec.specs import parse_heal, parse_losses
+from condensec.specs import parse_losses
 from condensec.stages.job import Job
-from condensec.stages.state import Progress
+from condensec.stages.minutes import Minutes
 from condensec.stages.steps import Steps
 
 Weights = Mapping[str, npt.NDArray[Any]]
-LEAST_SECONDS = 2.0  # below that the worker's start costs more than it heals
 REPAIR_SAMPLES = 256
-EARLY = 0.25  # share of the training time for all cycles before the last one
-LAST = 0.8  # of what is left, for the last cycle; the rest polishes the result, or is for another try
-SLACK = 5.0  # times what the guard allows may be lost on the way, if training is to come,
-FAR = 10.0  # or so many points, if the training
 LOSS = "output=1,features=4"  # the plan says which of the original's inner channels are comparable
-ZEROS = 0.4  # share of the training time for zeros in a pattern, where units are cut first
-QUANTIZED = 0.15  # share of the training time kept for graphs in int8, where they are asked for
-WORTH = 0.05  # of the asked minutes: less isn't worth another start
-ENOUGH = 20_000  # sees so many samples (in proportion, if it sees fewer)
-TRAINED_PER_SECOND = 1e10  # MACs of one forward run; a cautious figure, about a third of what two cores do
 
 
 @dataclass(frozen=True)
@@ -81,13 +69,13 @@ class Healer:
     """Heals cuts of one job; keeps what the healing cost, for the report."""
 
     def __init__(self, job: Job, steps: Steps, folder: Path) -> None:
-        self.spec = parse_heal(job.config.heal)
+        self.minutes = Minutes(job)
+        self.spec = self.minutes.spec
         self._job = job
         self._steps = steps
         self._folder = folder
         self.results: list[HealResult] = []
-        self.quantized_seconds = 0.0
-        if self._gradient:  # what can't be had is told before anything is cut
+        if self.minutes.gradient:  # what can't be had is told before anything is cut
             _check_teacher(job)
             resolve_augment(job.config.augment, job.data.splits.train, seed=0, batch=4)
 
@@ -107,65 +95,6 @@ class Healer:
         """Whether cuts are repaired by least squares."""
         return self.spec.closed_form
 
-    def allowance(
-        self, progress: Progress, *, cycles_left: int, last: bool, endangered: bool
-    ) -> float | None:
-        """Seconds of gradient healing for this cycle (inf: as many as the epochs take), or None for none.
-
-        A cycle in between trains only where the guard is in danger, and shares a part of what is left with
-        the cycles to come; the last cycle gets most of it. The rest is for another try.
-        """
-        if not self._gradient:
-            return None
-        if self.spec.epochs is not None:
-            return float("inf") if last or endangered else None
-        left = self._left(progress, self._reserved)
-        if progress.strict:
-            share = left / 2 if last or endangered else 0.0
-        else:
-            early = left * EARLY / cycles_left if endangered else 0.0
-            share = left * LAST if last else early
-        return share if share >= LEAST_SECONDS else None
-
-    def can_wait(self, progress: Progress, metric: float) -> bool:
-        """Whether a model over the guard may be cut on: training in the last cycle can bring it back.
-
-        How much it can bring back is a matter of how many samples it will see; estimated by the size of the
-        model, never by the clock.
-        """
-        if not self._gradient:
-            return False
-        samples = float(self.spec.epochs or 0) * len(self._job.data.splits.train)
-        if self.spec.epochs is None:
-            seconds = self._left(progress, self._reserved) * LAST
-            if seconds < LEAST_SECONDS:
-                return False
-            samples = seconds * TRAINED_PER_SECOND / max(1, self._job.analysis.macs())
-        allowed = max(SLACK * self._job.config.max_drop, FAR * min(1.0, samples / ENOUGH))
-        return self._job.points_lost(metric) <= allowed
-
-    def polish_seconds(self, progress: Progress) -> float | None:
-        """Seconds for a last training of the accepted model, or None where there is nothing to gain."""
-        if not self._gradient or self.spec.epochs is not None or not self.spec.minutes:
-            return None
-        left, metric = self._left(progress, self._for_quantized), progress.safe.metric
-        lost = metric is None or self._job.points_lost(metric) > 0
-        return left if lost and left >= max(LEAST_SECONDS, WORTH * 60 * self.spec.minutes) else None
-
-    @property
-    def _gradient(self) -> bool:
-        return self.spec.gradient and not self._job.data.synthetic
-
-    def _left(self, progress: Progress, reserved: float = 0.0) -> float:
-        """Seconds of training that are left, without a share of all that is kept for later."""
-        return max(0.0, 60 * (self.spec.minutes or 0.0) * (1 - reserved) - progress.heal_seconds)
-
-    @property
-    def _reserved(self) -> float:
-        """What cycles leave for the zeros that are set after them."""
-        zeros = self.spec.of_stack("zeros", ZEROS) if asked(self._job.config.patterns) is not None else 0.0
-        return float(zeros) + self._for_quantized
-
     def repair(
         self, cut: Cut, weights: Weights, samples: Samples | None = None, *, most_rows: int = MOST_ROWS
     ) -> Healed:
@@ -183,23 +112,6 @@ class Healer:
                 most_rows=most_rows,
             )
         return Healed(dict(result.weights), how="closed-form")
-
-    def seconds_left(self, progress: Progress, share: float) -> float | None:
-        """A share of the training time that is left (inf: by epochs), or None where that is too little."""
-        if not self._gradient:
-            return None
-        if self.spec.epochs is not None:
-            return float("inf")
-        seconds = share * self._left(progress, self._for_quantized)
-        return seconds if seconds >= LEAST_SECONDS else None
-
-    @property
-    def _for_quantized(self) -> float:
-        """What is left of the training for graphs in int8; without a guard nothing says when they need it."""
-        qat = self.spec.of_stack("qat", "auto")
-        needed = qat == "on" or (qat == "auto" and math.isfinite(self._job.config.max_drop))
-        wanted = needed and self._job.config.quantize in ("int8", "auto")
-        return float(self.spec.of_stack("quantized", QUANTIZED)) if wanted else 0.0
 
     def train(
         self,
@@ -225,16 +137,6 @@ class Healer:
         healed = as_stored(result.weights, found)
         return Healed(healed, how=how, gradient_seconds=spent, note=result.note)
 
-    @property
-    def trains_quantized(self) -> bool:
-        """Whether graphs in int8 are trained."""
-        return self._gradient and self._for_quantized > 0
-
-    @property
-    def always_quantized(self) -> bool:
-        """``qat=on``: whatever they have lost."""
-        return bool(self.spec.of_stack("qat", "auto") == "on")
-
     def train_quantized(self, path: Path) -> Trained | None:
         """A graph in int8, trained with its own rounding; None where no time is left for it.
 
@@ -244,20 +146,15 @@ class Healer:
         Raises:
             HealError: as `train`.
         """
-        if not self.trains_quantized:
+        seconds = self.minutes.quantized_seconds()
+        if seconds is None:
             return None
-        seconds = float("inf")
-        if self.spec.epochs is None:
-            total = 60 * (self.spec.minutes or 0.0) * self._for_quantized
-            seconds = (total - self.quantized_seconds) / 2  # there may be other targets, and another round
-            if seconds < LEAST_SECONDS:
-                return None
         model = io.load(path)
         student, found = with_float_weights(model)
         if not found:
             return None
         result, spent = self._trained(student, seconds, {}, losses={"output": 1.0})
-        self.quantized_seconds += spent
+        self.minutes.quantized += spent
         return Trained(with_weights(model, as_stored(result.weights, found)), spent, bool(result.weights))
 
     def _trained(

@@ -28,7 +28,7 @@ def trained(job: Job, healer: Healer, guarded: Callable[[], emit.Artifact], writ
     artifact = guarded()
     if artifact.precision == "int8":
         before = metric(job, artifact.path)
-        wanted = healer.always_quantized or job.endangered(before)
+        wanted = healer.minutes.always_quantized or job.endangered(before)
         return _trained(job, healer, artifact, before) if wanted else artifact
     if job.config.quantize != "int8":
         return artifact

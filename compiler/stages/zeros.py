@@ -67,7 +67,7 @@ class Stage:
 
     def heal(self, found: Try, share: float) -> Try:
         """Train with a share of the time left; what is no better is forgotten."""
-        seconds = self.healer.seconds_left(self.progress, share)
+        seconds = self.healer.minutes.seconds_left(self.progress, share)
         if seconds is None or not found.zeros:
             return found
         names = sorted(found.zeros)
@@ -148,7 +148,7 @@ def _gradually(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: M
     Returns:
         None where all may go at once (few zeros), where there is no time to train, or where training failed.
     """
-    seconds = stage.healer.seconds_left(stage.progress, GRADUAL)
+    seconds = stage.healer.minutes.seconds_left(stage.progress, GRADUAL)
     if wanted.share < MANY or seconds is None or not LEAST_SECONDS <= seconds < math.inf:
         return None
     made = zeros(layers, wanted)
