@@ -276,12 +276,13 @@ def test_filled_zeros_are_noticed() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_the_optimizer_keeps_zeros(kind: str) -> None:
-    from condensec.healing.worker.optimizer import Flat, Optimizer, Settings, zeros_of
+    from condensec.healing.worker.optimizer import Flat, Optimizer, Settings
+    from condensec.healing.worker.zeros import Zeros
 
     start = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
     for names, stays in ((["w"], True), ([], False)):
         weights, grads = Flat({"b": np.zeros(2), "w": start}), Flat({"b": np.ones(2), "w": np.ones((2, 2))})
-        fixed = zeros_of(weights, names)
+        fixed = Zeros(weights, names).reach(0.0)
         optimizer = Optimizer(weights, grads, Settings(kind=kind, lr=0.1, weight_decay=0.1), 0.9, fixed)
         for i in range(5):
             grads.buffer[:] = 1.0

@@ -33,9 +33,20 @@ class Kinds:
             return None
         return cls(np.load(request["kinds"][split], allow_pickle=False), request["shapes"])
 
+    def batches(self, size: int) -> np.ndarray:
+        """Batches of so many an epoch, by kind: as many as if all samples were alike, but one at least.
+
+        Those that don't come out even go to the kinds with the largest rest (Hamilton's method).
+        """
+        counts = np.bincount(self.of, minlength=len(self.shapes))
+        found: np.ndarray = np.maximum(counts // size, counts > 0)
+        spare = max(0, int(counts.sum() // size - found.sum()))
+        found[np.argsort(found * size - counts, kind="stable")[:spare]] += 1
+        return found
+
     def steps(self, size: int) -> int:
-        """Batches of so many an epoch; samples that don't come out even wait for another one."""
-        return sum(max(1, int(n) // size) for n in np.bincount(self.of) if n)
+        """Batches of so many an epoch."""
+        return int(self.batches(size).sum())
 
 
 class Batches:
@@ -65,10 +76,11 @@ class Batches:
             start: first batch to give.
         """
         rng = np.random.default_rng((self._seed, number))
+        counts = self._kinds.batches(self.size)
         batches = [
             (rows[i * self.size : (i + 1) * self.size], kind)
             for kind, rows in self._by_kind(rng.permutation(self.count))
-            for i in range(max(1, len(rows) // self.size))
+            for i in range(counts[kind])
         ]
         if len(self._kinds.shapes) > 1:
             batches = [batches[i] for i in rng.permutation(len(batches))]
