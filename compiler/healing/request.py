@@ -76,12 +76,6 @@ def request_of(
     names = list(training.weights)
     initial = {f"w{i}": training.weights[name] for i, name in enumerate(names)}
     targets.write_npz(state / "initial.npz", initial)
-    thin = {}
-    if options.thin is not None:
-        prices = {f"w{i}": options.thin.prices[n] for i, n in enumerate(names) if n in options.thin.prices}
-        targets.write_npz(state / "prices.npz", prices)
-        counts = {name: int(options.thin.counts[name]) for name in names if name in options.thin.counts}
-        thin = {"thin": counts, "prices": str(state / "prices.npz")}
     optimizer = {
         "kind": options.optimizer,
         "lr": options.lr,
@@ -104,11 +98,21 @@ def request_of(
         "seed": options.seed,
         "trials": gradient_graph.trial.write(state),
         "zeros": [name for name in names if name in options.zeros],
-        **thin,
+        **_thin(options, names, state),
         **shorter.write(training, state),
         "optimizer": optimizer,
         "state": str(state),
     }
+
+
+def _thin(options: HealOptions, names: Sequence[str], state: Path) -> dict[str, Any]:
+    """Zeros that come while training, with a file of prices; nothing where none are asked for."""
+    if options.thin is None:
+        return {}
+    prices = {f"w{i}": options.thin.prices[n] for i, n in enumerate(names) if n in options.thin.prices}
+    targets.write_npz(state / "prices.npz", prices)
+    counts = {name: int(options.thin.counts[name]) for name in names if name in options.thin.counts}
+    return {"thin": counts, "prices": str(state / "prices.npz")}
 
 
 def fingerprint(
