@@ -24,6 +24,7 @@ from condensec.data.side import batch_of, sample_axis, single_call
 from condensec.errors import CondensecError, DataError
 from condensec.ports import Port, check_fit, concatenate, pad, port_of, ranked, trim
 from condensec.runtime_errors import raise_load_error, raise_run_error
+from condensec.runtime_flaws import unsafe_optimizers
 from condensec.serialized import add_outputs, locate
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Session:
                 source,
                 options,
                 providers=[p if isinstance(p, str) else (p[0], dict(p[1])) for p in providers],
+                disabled_optimizers=unsafe_optimizers(source) if optimize else [],
             )
         except Exception as error:
             raise_load_error(error, self._label)

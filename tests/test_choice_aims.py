@@ -54,6 +54,21 @@ def curves(work: Job, heights: Mapping[str, float], power: float = 2.0) -> Sensi
     return Sensitivity(found, 1, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("budget", "modelled"),
+    [
+        ({"budget": "params<=0.8x"}, ["mobile-cpu"]),
+        ({"keep": 0.5}, ["mobile-cpu"]),
+        ({"budget": ["macs<=0.8x", "latency<=0.8x"]}, ["host", "mobile-cpu"]),
+        ({}, ["host", "mobile-cpu"]),
+    ],
+)
+def test_nodes_are_timed_only_for_latency(folder: Path, budget: dict[str, Any], modelled: list[str]) -> None:
+    """What can be measured here needs no model of its latency, unless one is asked for (or by default)."""
+    work, _, _ = prepared(folder, target=["host", "mobile-cpu"], **budget)
+    assert sorted(goals.latency_models(work)) == modelled
+
+
 def test_no_group_goes_below_an_eighth_unless_the_budget_wants_it(folder: Path) -> None:
     work, means, steps = prepared(folder, budget="macs<=0.2x")
     cheap = work.analysis.groups[0]

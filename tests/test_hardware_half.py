@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from models import mlp, residual_cnn, transformer_encoder
 from onnx import TensorProto, numpy_helper
@@ -13,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 from condensec.hardware import bench, emit, half
 from condensec.hardware.target import get
 from condensec.runner import Session
+from condensec.runtime_flaws import unsafe_optimizers
 from condensec.serialized import to_ir
 
 
@@ -65,3 +67,35 @@ def test_older_graphs_are_raised_or_left_alone(tmp_path: Path) -> None:
     onnx.save(old, tmp_path / "old.onnx")
     assert "opset 13" in half.halve(tmp_path / "old.onnx", feeds, wanted)[0]
     assert float_types(tmp_path / "old.onnx") == {TensorProto.FLOAT}
+
+
+def test_biases_of_half_precision_graphs_come_out_right(tmp_path: Path) -> None:
+    """Small weights and large biases: what onnxruntime would make integers of isn't within fp16."""
+    model = mlp(features=8, hidden=(16,), classes=4)
+    model = onnx.version_converter.convert_version(model, half.HALF_SCALES)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.dims == [16]:  # the hidden layer's
+            values = np.linspace(-1, 1, 16, dtype=np.float32)
+        elif 8 in tensor.dims:
+            values = values * np.float32(1e-3)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    made = emit.emit(model, get("nvidia-t4"), tmp_path, precision="int8")
+    assert "the rest in fp16" in made.notes
+    feeds = bench.make_feeds(model)
+    wanted, found = Session(model).run(feeds), Session(made.path).run(feeds)
+    assert unsafe_optimizers(str(made.path)) == unsafe_optimizers(made.path.read_bytes()) != []
+    careless = ort.InferenceSession(made.path.read_bytes()).run(None, feeds)
+    for (name, value), bare in zip(wanted.items(), careless, strict=True):
+        assert np.abs(found[name] - value).max() < 0.02 * np.abs(value).max()
+        assert not np.abs(bare - value).max() < 0.1 * np.abs(value).max()  # without care
+
+
+def test_only_half_precision_scales_are_unsafe(tmp_path: Path) -> None:
+    model = mlp(features=8, hidden=(16,), classes=4)
+    made = emit.emit(model, get("mobile-cpu"), tmp_path, precision="int8")
+    assert b"DequantizeLinear" in made.path.read_bytes()
+    assert unsafe_optimizers(made.path.read_bytes()) == []
+    assert unsafe_optimizers(model.SerializeToString()) == []
+    assert unsafe_optimizers(b"DequantizeLinear, but no model") == []
+    assert unsafe_optimizers(str(tmp_path / "missing.onnx")) == []

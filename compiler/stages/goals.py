@@ -96,9 +96,8 @@ def read_budgets(
         dense_ms: the original's latency in ms by target name, for budgets in ms.
         file_bytes: size of the original file.
     """
-    default = job.config.towards or Budget("latency", DEFAULT_SHARE, True, f"latency<={DEFAULT_SHARE:g}x")
     limits: list[Limit] = []
-    for budget in job.config.budgets or (() if job.config.keep is not None else (default,)):
+    for budget in _aims(job):
         if budget.kind == "latency":
             limits.extend(_latency(job, budget, models, dense_ms))
         elif budget.kind == "macs":
@@ -108,6 +107,13 @@ def read_budgets(
         else:
             limits.append(_sum_limit(job, budget, _bytes, file_bytes))
     return Budgets(tuple(limits), bool(job.config.budgets))
+
+
+def _aims(job: Job) -> tuple[Budget, ...]:
+    """The budgets asked for; without any (and without widths given), the default one."""
+    if job.config.budgets or job.config.keep is not None:
+        return job.config.budgets
+    return (job.config.towards or Budget("latency", DEFAULT_SHARE, True, f"latency<={DEFAULT_SHARE:g}x"),)
 
 
 def with_least(job: Job, budgets: Budgets, grid: Mapping[str, list[int]]) -> Budgets:
@@ -250,6 +256,12 @@ def op_kind(analysis: Analysis, group: Group) -> str:
 
 
 def latency_models(job: Job) -> dict[str, LatencyModel]:
-    """A latency model for each target."""
+    """A latency model for each target that needs one.
+
+    Without a budget of latency that's only the targets that can't be measured here: timing the nodes of a
+    large model at many widths takes minutes.
+    """
     shapes = job.loaded.signature.sample_shapes(job.data.splits.calibration)
-    return {target.name: latency_model(target, job.loaded.path, shapes) for target in job.targets}
+    timed = any(budget.kind == "latency" for budget in _aims(job))
+    needed = [target for target in job.targets if timed or not target.measurable()]
+    return {target.name: latency_model(target, job.loaded.path, shapes) for target in needed}
