@@ -17,7 +17,7 @@ from condensec.passes.sensitivity import Sensitivity
 from condensec.report.model import Report
 from condensec.sparsity import asked
 from condensec.specs import UNIT_PATTERNS
-from condensec.stages import blocks, cycles, finish, front, goals, job, map_report, patterns, summary
+from condensec.stages import aims, blocks, cycles, finish, front, goals, job, map_report, patterns, summary
 from condensec.stages.finish import Written
 from condensec.stages.goals import Budgets
 from condensec.stages.heal import Healer
@@ -167,7 +167,7 @@ def _means(
         curves = sensitivity(work, order, steps, seconds=seconds, layers=layers, groups=not uniform)
     grid = goals.widths_grid(work)
     budgets = blocks.timed(work, goals.with_least(work, budgets, grid), grid)
-    return Means(order, curves, grid, budgets, healer, (*healer.notes, *evidence.notes))
+    return aims.eased(work, Means(order, curves, grid, budgets, healer, (*healer.notes, *evidence.notes)))
 
 
 def _key(work: Job) -> str:

@@ -67,6 +67,24 @@ def test_the_share_of_macs_is_one_of_time_too(tmp_path: Path) -> None:
     assert Widths(work.analysis, [Goal("t", cost, 0.0)]).at(slow).totals[0] > 0.5 * dense
 
 
+def test_time_doesnt_lead_far_below_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asked for the time; a third fewer multiply-accumulates than allowed would be a high price."""
+    save(depthwise_se_cnn(width=48), tmp_path)
+    save_samples(depthwise_se_cnn(width=48), tmp_path / "d.npz", count=100)
+
+    def used() -> float:
+        work, means, steps = prepared(tmp_path, budget="macs<=0.5x", target="x86-avx512", align=None)
+        (limit,) = means.budgets.limits
+        assert means.budgets.implied
+        aim = aims.aimed(work, means, steps, Progress()).aim
+        left = Widths(work.analysis, [Goal("macs", limit.cost, 0.0)]).at(aim).totals[0]
+        return float(left / limit.limit)
+
+    assert used() >= aims.NEAR
+    monkeypatch.setattr(aims, "eased", lambda job, means: means)
+    assert used() < aims.NEAR
+
+
 def test_budgets_that_blocks_cant_meet_have_all_levels(folder: Path) -> None:
     work, means, steps = prepared(folder, budget="macs<=0.01x", target="x86-avx512", align=None)
     means = replace(means, sensitivity=curves(work, {}))

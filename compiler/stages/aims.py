@@ -42,6 +42,8 @@ SEARCH_SHARE = 0.1  # of the minutes that healing may take
 TRIED_PER_SECOND = 4e9  # multiply-accumulates of the uncut model, repair included; a cautious figure,
 NODE_SECONDS = 0.02  # and so much for each weighted node
 FEWEST, MOST = 3, 24  # choices that are tried
+NEAR = 0.85  # of what a budget allows: a goal that goes with it without being asked for may lead down to that
+HALVINGS = 6  # while looking for how far such a goal can be held
 REDRAWS = 8  # of factors that lead to a choice known already
 
 
@@ -63,6 +65,40 @@ def _aimed(job: Job, means: Means, progress: Progress, steps: Steps) -> Progress
         return replace(progress, aim=dict(room.allocated({}).counts), factors={})
     search = _Search(job, means, room, steps)
     return search.go(progress)
+
+
+def eased(job: Job, means: Means) -> Means:
+    """The same with goals that nobody asked for held only as far as the budgets themselves lead.
+
+    Half of the multiply-accumulates of a network of depthwise convolutions may leave much more than half of
+    its time (`condensec.stages.blocks`). What is cut for time then is bounded: no budget is undercut by more
+    than a seventh for it.
+    """
+    implied = means.budgets.implied
+    if not implied or job.config.keep is not None:
+        return means
+
+    def at(factor: float) -> Means:
+        goals = tuple(replace(goal, limit=factor * goal.limit) for goal in implied)
+        return replace(means, budgets=replace(means.budgets, implied=goals))
+
+    def used(factor: float) -> float:
+        """Share of the tightest budget that the choice takes up."""
+        room = _room(job, at(factor), Progress())
+        shares = [
+            total / max(goal.limit, 1e-30)
+            for goal, total in zip(room.goals, room.descent().totals, strict=True)
+        ]
+        return max(shares[: -len(implied)], default=1.0)
+
+    low, high = 1.0, max(limit.dense / max(limit.limit, 1e-30) for limit in means.budgets.limits)
+    least = NEAR * used(high)
+    if used(low) >= least:
+        return means
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if used(middle) < least else (low, middle)
+    return at(high)
 
 
 @dataclass(frozen=True)
