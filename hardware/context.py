@@ -1,11 +1,13 @@
 """What a node costs more inside its model than alone: its data has left the cache meanwhile.
 
 Alone, a node that is timed again and again finds its weights and activations in the cache. Within a model
-that is so only for what is small. How much the rest costs depends on the kernel: onnxruntime's blocked
-convolutions wait for every weight, its matrix products fetch ahead and hardly notice. So the dense model is
-run under onnxruntime's own profiler; what its nodes take there beyond their time alone is charged to the
-bytes each moves beyond half the second-level cache, at one rate for each kind of kernel. Kernels that the
-dense model doesn't run get none.
+other nodes' have taken their place: weights come from the third-level cache or from memory in every run,
+activations where they are larger than what stays in the second level. How much that costs depends on the
+kernel: onnxruntime's blocked convolutions wait for every weight, its matrix products fetch ahead and hardly
+notice. So the dense model is run under onnxruntime's own profiler; what its nodes take there beyond their
+time alone is laid on a constant a node and on the bytes of weights and of large activations, at one rate for
+each kind of kernel, by least squares. Kernels that the dense model doesn't run get half of the others' mean:
+with none and with all of it, cuts that fall off the blocked layout came out as much too fast as too slow.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from condensec.hardware.points import nonnegative
 from condensec.hardware.protocol import pinned
 from condensec.runner import Session
 
@@ -34,30 +37,48 @@ if TYPE_CHECKING:
 _SECONDS = 0.5  # of profiling, at least _RUNS
 _RUNS, _MOST = 20, 500
 _SLOWEST = 5e-10  # seconds a byte (2 GB/s): more isn't a matter of memory
+_LONGEST = 3e-6  # seconds a node: more isn't a matter of calling a kernel
+_EVEN = 2e-6  # seconds: below that a node's time is known no better for being short
+_NODES_PER_TERM = 2
+_UNSEEN = 0.5
 _L2 = 1 << 20  # bytes, where the system doesn't tell
 
 
 @dataclass(frozen=True)
 class Surcharge:
-    """Seconds that a node's data costs inside the model.
+    """Seconds that a node costs on top of its own inside the model.
 
     Attributes:
-        rates: seconds a byte by kind of kernel (`kind_of`).
+        weights: seconds a byte of weights by kind of kernel (`kind_of`); "" = any other.
+        moved: seconds a byte of activations beyond ``free`` by kind of kernel, likewise.
         free: bytes that stay in the cache.
-        every: seconds a byte for kinds that have no rate.
+        fixed: seconds of every node.
+        every: seconds a byte of all data, where nothing was profiled.
     """
 
-    rates: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    moved: Mapping[str, float] = field(default_factory=dict)
     free: int = 0
+    fixed: float = 0.0
     every: float = 0.0
 
     def of(self, node: Isolated) -> float:
         """Seconds on top of the node's own."""
-        return self.at(kind_of(node), node.bytes)
+        return self.at(kind_of(node), node.weight_bytes, node.bytes - node.weight_bytes)
 
-    def at(self, kind: str, size: float) -> float:
-        """Seconds on top for a kernel that moves so many bytes."""
-        return self.rates.get(kind, self.every) * max(0.0, size - self.free)
+    def at(self, kind: str, weights: float, moved: float) -> float:
+        """Seconds on top for a kernel with so many bytes of weights and of activations, in and out."""
+        per_weight, per_moved = (rates.get(kind, rates.get("", 0.0)) for rates in (self.weights, self.moved))
+        own = per_weight * weights + per_moved * max(0.0, moved - self.free)
+        return self.fixed + self.every * (weights + moved) + own
+
+    def within(self, nodes: Sequence[Isolated], seconds: float) -> Surcharge:
+        """The same, or less of it: no more than so many seconds for all of these nodes."""
+        share = min(1.0, max(0.0, seconds) / max(sum(map(self.of, nodes)), 1e-12))
+        weights, moved = (
+            {kind: share * rate for kind, rate in rates.items()} for rates in (self.weights, self.moved)
+        )
+        return Surcharge(weights, moved, self.free, share * self.fixed, share * self.every)
 
 
 def kind_of(node: Isolated) -> str:
@@ -70,26 +91,33 @@ def surcharge(nodes: Sequence[Isolated], alone: Sequence[float], inside: Sequenc
 
     Args:
         nodes: the nodes.
-        alone: seconds of each, timed alone.
+        alone: seconds of each, timed alone; 0 where that wasn't possible.
         inside: seconds of each within the model.
 
-    The two were taken at different moments: the clock's change between them is the median ratio, weighted
-    with time.
+    The two were taken at different moments: a change of the clock between them is a factor of its own.
     """
     free = l2_bytes() // 2
     have, want = np.array(alone), np.array(inside)
-    drift = _median(want[have > 0] / have[have > 0], have[have > 0])
-    spent: dict[str, list[float]] = {}
-    for node, excess in zip(nodes, want / drift - have, strict=True):
-        over = max(0, node.bytes - free)
-        if over:
-            total = spent.setdefault(kind_of(node), [0.0, 0.0])
-            total[0] += excess
-            total[1] += over
-    rates = {
-        kind: min(_SLOWEST, float(excess) / over) for kind, (excess, over) in spent.items() if excess > 0
-    }
-    return Surcharge(rates, free)
+    weights = np.array([node.weight_bytes for node in nodes], np.float64)
+    moved = np.array([max(0, node.bytes - node.weight_bytes - free) for node in nodes], np.float64)
+    names = [kind_of(node) for node in nodes]
+    kinds = sorted(set(names))
+    member = np.array([[name == kind for kind in kinds] for name in names], np.float64)
+    if len(nodes) < _NODES_PER_TERM * (2 + 2 * len(kinds)):  # too few to tell kinds apart
+        member = np.ones((len(nodes), 1))
+    terms = np.concatenate(
+        [have[:, None], np.ones((len(nodes), 1)), weights[:, None] * member, moved[:, None] * member], axis=1
+    )
+    even = (have > 0) / np.sqrt(have + _EVEN)
+    clock, fixed, *rates = nonnegative(terms * even[:, None], want * even)
+    if clock <= 0:
+        return Surcharge(free=free)
+    found = []
+    for rate, size in zip(np.array(rates).reshape(2, -1) / clock, (weights, moved), strict=True):
+        each = np.broadcast_to(np.minimum(_SLOWEST, rate), len(kinds))
+        mean = float((member @ np.minimum(_SLOWEST, rate)) @ size / max(1.0, size.sum()))
+        found.append({**dict(zip(kinds, each.tolist(), strict=True)), "": _UNSEEN * mean})
+    return Surcharge(found[0], found[1], free, min(_LONGEST, float(fixed / clock)))
 
 
 def inside_seconds(graph: onnx.ModelProto, feeds: Arrays, threads: int, whole: float) -> list[float]:
@@ -134,12 +162,3 @@ def l2_bytes() -> int:
         return _L2
     found = re.fullmatch(r"(\d+)([KM]?)", text.strip())
     return int(found[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[found[2]] if found else _L2
-
-
-def _median(values: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted median; 1 where there is nothing."""
-    if not len(values) or weights.sum() <= 0:
-        return 1.0
-    order = np.argsort(values)
-    middle = np.searchsorted(np.cumsum(weights[order]), weights.sum() / 2)
-    return max(1e-9, float(values[order][min(middle, len(values) - 1)]))

@@ -96,7 +96,7 @@ class TimedModel(GraphModel, ABC):
         """Sum up the dense graph, and calibrate so that the sum is what was measured, if anything was."""
         nodes = [part.isolated for part in self.parts]
         times = self._times(nodes)
-        if measured is not None and not self.surcharge.rates:  # what is missing goes by the bytes
+        if measured is not None and not self.surcharge.weights:  # what is missing goes by the bytes
             missing = max(0.0, measured - sum(times)) / max(1, sum(node.bytes for node in nodes))
             self.surcharge = Surcharge(every=min(missing, _SLOWEST_BYTE))
         times = [t + self.surcharge.of(node) for t, node in zip(times, nodes, strict=True)]
@@ -123,8 +123,8 @@ class TimedModel(GraphModel, ABC):
         dense, node = known
         own = self.own_seconds(cost, dense, node)
         weights = cost.in_channels * cost.out_channels * cost.kernel_elems / max(1, cost.groups)
-        size = 4 * (weights + cost.positions * (cost.in_channels + cost.out_channels))
-        own += self.surcharge.at(self._kernel(cost), size)
+        moved = 4 * cost.positions * (cost.in_channels + cost.out_channels)
+        own += self.surcharge.at(self._kernel(cost), 4 * weights, moved)
         follows = self._following.get(cost.name, 0.0) * cost.out_channels / max(1, dense.out_channels)
         return self.scale * (own + follows)
 

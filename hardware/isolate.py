@@ -84,6 +84,11 @@ class Isolated:
         written = sum(int(np.prod(shape)) for shape in self.outputs)
         return sum(a.array.nbytes for a in self.arguments.values()) + 4 * written
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of them, bytes of weights."""
+        return sum(a.array.nbytes for a in self.arguments.values() if a.constant)
+
     def model(self, copies: int = 1, *, inside: bool = False) -> onnx.ModelProto:
         """A model of this one node; activations are its inputs, weights its initializers.
 

@@ -120,23 +120,30 @@ def test_factors_are_never_negative() -> None:
     np.testing.assert_allclose(nonnegative(twice, rows[:, 0]), [1.0, 0.0], rtol=1e-6)
 
 
-def test_data_is_charged_beyond_the_cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_node_costs_inside_the_model_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "l2_bytes", lambda: 2000)
     model = residual_cnn()
     nodes = isolate(optimized(model), bench.make_feeds(model))
-    alone = [1e-5] * len(nodes)
-    inside = [1.1 * (t + 1e-10 * max(0, n.bytes - 1000)) for t, n in zip(alone, nodes, strict=True)]
-    small = [1.1 * t for t in alone]
-    found = surcharge(nodes, alone, small)
-    assert all(
-        rate == pytest.approx(0, abs=1e-12) for rate in found.rates.values()
-    )  # a slower clock is no charge
-    drift = np.median(np.array(inside) / alone)
-    for node, extra in zip(nodes, np.array(inside) / drift - alone, strict=True):
-        if sum(n.node.op_type == node.node.op_type for n in nodes) == 1 and extra > 0:
-            assert surcharge(nodes, alone, inside).of(node) == pytest.approx(extra, rel=1e-6)
-    assert Surcharge({"a": 1.0}, 10).at("a", 12) == 2.0
-    assert Surcharge({"a": 1.0}, 10).at("b", 12) == 0.0
+    alone = [1e-5 * (1 + i % 3) for i, _ in enumerate(nodes)]
+    beyond = [max(0, n.bytes - n.weight_bytes - 1000) for n in nodes]
+    assert any(beyond)
+    assert not all(beyond), "some stay in the cache"
+    extra = [1e-6 + 1e-10 * n.weight_bytes + 2e-10 * more for n, more in zip(nodes, beyond, strict=True)]
+    inside = [1.1 * (t + x) for t, x in zip(alone, extra, strict=True)]  # and the clock is slower
+    found = surcharge(nodes, alone, inside)
+    np.testing.assert_allclose([found.of(node) for node in nodes], extra, rtol=1e-6)
+    slower = surcharge(nodes, alone, [1.1 * t for t in alone])  # a slower clock alone is no charge
+    assert max(map(slower.of, nodes)) < 1e-11
+    never = surcharge(nodes, [0.0] * len(nodes), inside)  # nothing could be timed
+    assert max(map(never.of, nodes)) == 0
+
+
+def test_data_is_charged_by_the_kind_of_kernel() -> None:
+    charge = Surcharge({"a": 1.0}, {"a": 2.0}, free=10, fixed=0.5)
+    assert charge.at("a", 3, 12) == 0.5 + 3 + 2 * 2
+    assert charge.at("a", 3, 8) == 0.5 + 3
+    assert charge.at("b", 3, 12) == 0.5
+    assert Surcharge(every=2.0).at("b", 3, 12) == 30
 
 
 def test_a_profile_inside_the_model_covers_every_node() -> None:
