@@ -28,6 +28,8 @@ __all__ = ["Curve", "LayerLoss", "Sensitivity", "measure"]
 Array = npt.NDArray[Any]
 RATIOS = (0.875, 0.75, 0.5, 0.25, 0.125)  # kept shares measured; in between, curves are interpolated
 MEASURED_PER_SECOND = 1e10  # the same where all but a few masks can be fused
+MOST_PER_SECOND = 5e11  # with more than that for the fewest samples, less is measured
+LEAST = (16, 8, 4)  # samples
 MOST = 256  # samples; more change the curves little
 FEWEST = 64  # samples of each loss; twice as many, and so on, until its standard error is at most
 RELATIVE, ABSOLUTE = 0.05, 1e-4  # this share of it, or so much
@@ -73,10 +75,20 @@ def measure(
         *(analysis.layers if layers else ()),
     ]
     work = _Work(analysis, order, ratios, subjects, reuse)
-    samples = samples.first(min(most, affordable(work.macs, 1, seconds, rate=MEASURED_PER_SECOND)))
+    least = _coarsened(work, ratios, seconds * MOST_PER_SECOND)
+    count = affordable(work.macs, 1, seconds, least, rate=MEASURED_PER_SECOND)
+    samples = samples.first(min(most, count))
     run = _Run(work, samples, threads, metric, progress)
     curves, removed = run.go()
     return Sensitivity(curves, len(samples), time.monotonic() - start, removed, work.reused)
+
+
+def _coarsened(work: _Work, ratios: Sequence[float], limit: float) -> int:
+    """Samples at least: fewer, and every other ratio, where all would be far too much for a large model."""
+    if LEAST[0] * work.macs <= limit:
+        return LEAST[0]
+    work.climb(ratios[1::2] or ratios)
+    return next((least for least in LEAST if least * work.macs <= limit), LEAST[-1])
 
 
 class _Work:
@@ -92,8 +104,12 @@ class _Work:
     ) -> None:
         self.analysis, self.order, self.subjects = analysis, order, subjects
         self.line = Line(analysis)
-        self.counts = {g.id: _ladder(g, ratios) for g in analysis.groups}
         self.positions = [self._first(s) if reuse else 0 for s in self.subjects]
+        self.climb(ratios)
+
+    def climb(self, ratios: Sequence[float]) -> None:
+        """Measure these kept shares."""
+        self.counts = {g.id: _ladder(g, ratios) for g in self.analysis.groups}
         rungs = [len(self.counts[s.id]) if isinstance(s, Group) else 1 for s in self.subjects]
         whole = self.line.work(0)
         behind = [n * self.line.work(p) for n, p in zip(rungs, self.positions, strict=True)]

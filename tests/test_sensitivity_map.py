@@ -90,6 +90,25 @@ def test_curves_are_the_error_of_the_masked_super_graph() -> None:
         assert other != pytest.approx(error, rel=1e-2)
 
 
+def test_of_a_very_large_model_less_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = analyze(ir.from_proto(residual_cnn()))
+    samples = samples_for(analysis)
+    whole = mapped(analysis, samples, layers=True)
+    size = max(g.size for g in analysis.groups)
+    wide = next(g.id for g in analysis.groups if g.size == size)
+    ladder = [round(size * share) for share in sensitivity.RATIOS]
+    assert (whole.samples, whole.curves[wide].kept) == (24, (size, *ladder, 1))
+    monkeypatch.setattr(sensitivity, "MEASURED_PER_SECOND", 1.0)  # the fewest samples are enough, then
+    counted = []
+    for limit in (1e12, 7.5e6, 1.0):
+        monkeypatch.setattr(sensitivity, "MOST_PER_SECOND", limit)
+        found = mapped(analysis, samples, layers=True)
+        counted.append((found.samples, len(found.curves[wide].kept)))
+        assert found.layers.keys() == whole.layers.keys()
+    assert counted == [(16, 7), (8, 4), (4, 4)]
+    assert found.curves[wide].kept == (size, ladder[1], ladder[3], 1)
+
+
 def test_a_fixed_batch_that_does_not_divide_the_samples() -> None:
     fixed = analyze(ir.from_proto(with_batch(residual_cnn(), 5)))
     dynamic = analyze(ir.from_proto(residual_cnn()))
