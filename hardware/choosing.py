@@ -135,7 +135,9 @@ class Search:
         request = self._request
         if not request.choosy or one.recipe.precision != "int8":
             return False
-        penalty = int8_penalty(request.target, base.path, request.samples)
+        penalty = request.once(
+            "int8 penalty", lambda: int8_penalty(request.target, base.path, request.samples)
+        )
         if penalty is None:
             return False
         ratio = self._time(base, self._as_here(one)).ratio
@@ -148,9 +150,7 @@ class Search:
 
     def _as_here(self, one: Candidate) -> Candidate:
         """A graph for a weaker level as this machine's own would be, in the types its kernels like best."""
-        self._written += 1
-        path = self._work / str(self._written) / FILE
-        path.parent.mkdir()
+        path = self._draft()
         target = replace(self._request.target, isa=isa.detect())
         self._dialect.write(replace(self._request, target=target), one.recipe, path)
         return replace(one, path=path)
@@ -256,12 +256,17 @@ class Search:
         return self._write(replace(one.recipe, exclude=tuple(reasons)), reasons)
 
     def _write(self, recipe: Recipe, reasons: Mapping[str, str] | None = None) -> Candidate:
-        self._written += 1
-        path = self._work / str(self._written) / FILE
-        path.parent.mkdir()
+        path = self._draft()
         notes = tuple(self._dialect.write(self._request, recipe, path))
         fidelity = check(path, self._request, self._expected, recipe.precision)
         return Candidate(path, recipe, notes, fidelity, dict(reasons or {}))
+
+    def _draft(self) -> Path:
+        """Where the next graph is written: a file in a folder of its own."""
+        self._written += 1
+        path = self._work / str(self._written) / FILE
+        path.parent.mkdir()
+        return path
 
     def _accepted(self, one: Candidate) -> bool:
         if self._accept is not None:

@@ -114,8 +114,9 @@ def surcharge(nodes: Sequence[Isolated], alone: Sequence[float], inside: Sequenc
         return Surcharge(free=free)
     found = []
     for rate, size in zip(np.array(rates).reshape(2, -1) / clock, (weights, moved), strict=True):
-        each = np.broadcast_to(np.minimum(_SLOWEST, rate), len(kinds))
-        mean = float((member @ np.minimum(_SLOWEST, rate)) @ size / max(1.0, size.sum()))
+        capped = np.minimum(_SLOWEST, rate)
+        each = np.broadcast_to(capped, len(kinds))
+        mean = float((member @ capped) @ size / max(1.0, size.sum()))
         found.append({**dict(zip(kinds, each.tolist(), strict=True)), "": _UNSEEN * mean})
     return Surcharge(found[0], found[1], free, min(_LONGEST, float(fixed / clock)))
 

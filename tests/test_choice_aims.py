@@ -146,7 +146,7 @@ def test_tried_losses_are_those_after_repair(folder: Path) -> None:
     work, means, steps = prepared(folder, budget="macs<=0.4x", heal="closed-form")
     room = aims._room(work, means, Progress())
     search = aims._Search(work, means, room, steps)
-    counts = room.descent().counts
+    counts = room.descent.counts
     repaired = search.loss(counts)
     raw = aims._Search(*prepared(folder, budget="macs<=0.4x")[:2], room, steps).loss(counts)
     assert repaired < 0.7 * raw

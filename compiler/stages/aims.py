@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -56,7 +57,7 @@ def aimed(job: Job, means: Means, steps: Steps, progress: Progress) -> Progress:
 
 def _aimed(job: Job, means: Means, progress: Progress, steps: Steps) -> Progress:
     room = _room(job, means, progress)
-    plain = room.descent()
+    plain = room.descent
     if progress.factors is not None:  # searched before; the goals have moved a little, or a layer must stay
         return replace(progress, aim=dict(room.allocated(progress.factors).counts))
     if not plain.reached or not means.budgets.limits or dict(plain.counts) == dict(room.start):
@@ -87,7 +88,7 @@ def eased(job: Job, means: Means) -> Means:
         room = _room(job, at(factor), Progress())
         shares = [
             total / max(goal.limit, 1e-30)
-            for goal, total in zip(room.goals, room.descent().totals, strict=True)
+            for goal, total in zip(room.goals, room.descent.totals, strict=True)
         ]
         return max(shares[: -len(implied)], default=1.0)
 
@@ -111,6 +112,7 @@ class _Room:
     grid: Mapping[str, list[int]]
     start: Mapping[str, int]
 
+    @cached_property
     def descent(self) -> Choice:
         return choose(self.job.analysis, self.sensitivity, self.goals, self.grid, self.start)
 
@@ -138,7 +140,7 @@ def _room(job: Job, means: Means, progress: Progress) -> _Room:
                 for item in items_of(job.analysis, grid)
             }
             room = replace(room, grid=levels)
-            if room.descent().reached:
+            if room.descent.reached:
                 return room
     return room
 
@@ -176,7 +178,7 @@ class _Search:
     def go(self, progress: Progress) -> Progress:
         """The best of what is tried: descent, all together, and all together with factors."""
         limit = evaluations(self.job, self.means, self.repair, self.judged)
-        plain = self.room.descent()
+        plain = self.room.descent
         first = self.loss(plain.counts)
         best, least, factors = plain, first, dict[str, float]()
         ids = [i.id for i in items_of(self.job.analysis, self.room.grid) if len(self.room.grid[i.id]) > 1]

@@ -24,7 +24,7 @@ from condensec.report.html import write_html
 from condensec.report.model import GraphRun, Report
 from condensec.runner import Session
 from condensec.stages.emissions import written
-from condensec.stages.goals import Budgets, read_budgets
+from condensec.stages.goals import Budgets, budgets_of, read_budgets
 from condensec.stages.heal import Healer
 from condensec.stages.job import Job
 
@@ -199,8 +199,7 @@ def emission_gain(job: Job, models: Mapping[str, LatencyModel], budgets: Budgets
 def budgets(job: Job, models: Mapping[str, LatencyModel]) -> Budgets:
     """The budgets as limits; measures the original where one is in milliseconds."""
     dense: dict[str, float] = {}
-    aims = (*job.config.budgets, *((job.config.towards,) if job.config.towards else ()))
-    if any(b.kind == "latency" and not b.relative for b in aims):
+    if any(b.kind == "latency" and not b.relative for b in budgets_of(job)):
         feeds = job.feeds(1)
         shapes = {name: array.shape for name, array in feeds.items()}
         for target in job.targets:

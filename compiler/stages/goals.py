@@ -97,7 +97,7 @@ def read_budgets(
         file_bytes: size of the original file.
     """
     limits: list[Limit] = []
-    for budget in _aims(job):
+    for budget in budgets_of(job):
         if budget.kind == "latency":
             limits.extend(_latency(job, budget, models, dense_ms))
         elif budget.kind == "macs":
@@ -109,7 +109,7 @@ def read_budgets(
     return Budgets(tuple(limits), bool(job.config.budgets))
 
 
-def _aims(job: Job) -> tuple[Budget, ...]:
+def budgets_of(job: Job) -> tuple[Budget, ...]:
     """The budgets asked for; without any (and without widths given), the default one."""
     if job.config.budgets or job.config.keep is not None:
         return job.config.budgets
@@ -262,6 +262,6 @@ def latency_models(job: Job) -> dict[str, LatencyModel]:
     large model at many widths takes minutes.
     """
     shapes = job.loaded.signature.sample_shapes(job.data.splits.calibration)
-    timed = any(budget.kind == "latency" for budget in _aims(job))
+    timed = any(budget.kind == "latency" for budget in budgets_of(job))
     needed = [target for target in job.targets if timed or not target.measurable()]
     return {target.name: latency_model(target, job.loaded.path, shapes) for target in needed}
