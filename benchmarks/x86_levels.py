@@ -10,7 +10,8 @@ The lower level is this processor with AVX-512 and VNNI hidden from onnxruntime:
 every CPUID instruction is replaced by UD2, as long and never executed otherwise, and a handler answers in
 its place (`hide_avx512.c`). So its AVX2 kernels run natively, and times are measured; what an older
 processor's caches and clock would add isn't. A control shows that the level took effect: the time of a large
-int8 product.
+int8 product. Outputs are compared, too: without VNNI sums of u8 x s8 products saturate, so that a graph for
+VNNI may say something else on AVX2 ("off").
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ for _ in range(runs):
             one.run(None, some)
         row.append((time.process_time_ns() - start) / 3e6)
     times.append(row)
-json.dump(times, sys.stdout)
+outputs = [[o.tolist() for o in one.run(None, some)] for one, some in zip(made, given)]
+json.dump({"times": times, "outputs": outputs}, sys.stdout)
 """
 
 
@@ -98,15 +100,19 @@ def _objdump(*arguments: str | Path) -> str:
     ).stdout  # fmt: skip
 
 
-def timed(paths: list[Path], feeds: Path, runs: int, environment: dict[str, str]) -> np.ndarray:
-    """CPU milliseconds ``[runs, graphs]`` in turns."""
+def timed(
+    paths: list[Path], feeds: Path, runs: int, environment: dict[str, str]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """CPU milliseconds ``[runs, graphs]`` in turns, and what each graph gave, its outputs in a row."""
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(feeds), str(runs), *map(str, paths)],
         capture_output=True, text=True, check=False, env={**os.environ, **environment},
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(done.stderr.strip()[-400:])
-    return np.array(json.loads(done.stdout))
+    found = json.loads(done.stdout)
+    outputs = [np.concatenate([np.ravel(o) for o in one]) for one in found["outputs"]]
+    return np.array(found["times"]), outputs
 
 
 def control(folder: Path) -> tuple[Path, Path]:
@@ -130,8 +136,9 @@ def control(folder: Path) -> tuple[Path, Path]:
 def default_model() -> Path:
     """The orientation classifier of rapidocr-onnxruntime."""
     sys.path.insert(0, str(HERE.parent / "examples"))
-    import demo
     from packaged import package_file
+
+    import demo
 
     return Path(package_file(*demo.MODEL))
 
@@ -148,6 +155,11 @@ def ratio(times: np.ndarray, a: int, b: int) -> tuple[float, tuple[float, float]
     """Median of time a over time b, and its interval."""
     pairs = times[:, a] / times[:, b]
     return float(np.median(pairs)), common.bootstrap(pairs, np.median)
+
+
+def off(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest difference of outputs, as a share of the largest output."""
+    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-30))
 
 
 def verdict(ratio: float, span: tuple[float, float]) -> str:
@@ -176,15 +188,15 @@ def main() -> int:
     np.savez(feeds, **bench.make_feeds(graphs["x86-vnni"]))
     levels = {"x86-avx2": hidden(), "x86-vnni": {}}
     check, given = control(options.output)
-    slower = np.median(timed([check], given, 20, levels["x86-avx2"])) / np.median(
-        timed([check], given, 20, {})
+    slower = np.median(timed([check], given, 20, levels["x86-avx2"])[0]) / np.median(
+        timed([check], given, 20, {})[0]
     )
     if slower < 1.3:
         raise SystemExit(f"hiding VNNI changed nothing: an int8 product takes {slower:.2f} times as long")
     print(f"control: an int8 product takes {slower:.2f} times as long with AVX-512 and VNNI hidden")
-    rows = []
+    rows, native = [], timed([model, *graphs.values()], feeds, 1, {})[1]
     for level, environment in levels.items():
-        times = timed([model, *graphs.values()], feeds, options.runs, environment)
+        times, outputs = timed([model, *graphs.values()], feeds, options.runs, environment)
         other = 1 - TARGETS.index(level)
         own, span = ratio(times, 1 + other, 2 - other)
         precision = {t: done.report["targets"][t].get("precision") for t, done in made.items()}
@@ -192,6 +204,7 @@ def main() -> int:
             "level": level, "how": "native, AVX-512 hidden" if environment else "native",
             "original ms": float(np.median(times[:, 0])),
             **{f"{t} ({precision[t]}) faster": ratio(times, 0, 1 + i)[0] for i, t in enumerate(TARGETS)},
+            **{f"{t} off": off(outputs[1 + i], native[1 + i]) for i, t in enumerate(TARGETS)},
             "own graph over the other": own, "95%": common.span(span),
             "verdict": verdict(own, span),
         })  # fmt: skip

@@ -25,22 +25,30 @@ Array = NDArray[np.float64]
 _BIASED = ("Conv", "Gemm")
 
 
-def rounded(weight: NDArray[np.float32], axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric 8 bits, as the quantizer makes them: (integers, scale an entry of ``axis``; None: one)."""
+def rounded(
+    weight: NDArray[np.float32], axis: int | None, largest: int = 127
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric, as the quantizer makes them: (integers up to ``largest``, scale an entry of ``axis``).
+
+    ``axis`` None: one scale.
+    """
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.asarray(np.abs(weight).max(axis=others, initial=0.0) / 127, np.float32)
+    scale = np.asarray(np.abs(weight).max(axis=others, initial=0.0) / largest, np.float32)
     scale = np.where(scale == 0, np.float32(1), scale)
     spread = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-    return np.clip(np.rint(weight / spread), -127, 127).astype(np.int8), scale
+    return np.clip(np.rint(weight / spread), -largest, largest).astype(np.int8), scale
 
 
-def shifts(proto: onnx.ModelProto, means: Mapping[str, Array], per_channel: bool) -> dict[str, Array]:
+def shifts(
+    proto: onnx.ModelProto, means: Mapping[str, Array], per_channel: bool, largest: int = 127
+) -> dict[str, Array]:
     """How far rounding its weights moves each layer's outputs on average.
 
     Args:
         proto: the fp32 model as the quantizer gets it.
         means: of the channels of what layers read, ``[channels]`` by value.
         per_channel: weights get one scale an output channel, else one.
+        largest: of the integers of weights.
 
     Returns:
         ``[outputs]`` by name of the layer, of convolutions and Gemms whose weights are constant.
@@ -54,18 +62,20 @@ def shifts(proto: onnx.ModelProto, means: Mapping[str, Array], per_channel: bool
             continue
         mean, weight = means.get(node.input[0]), tensors.get(node.input[1])
         if mean is not None and weight is not None and _correctable(node, tensors):
-            shift = _shift(node, numpy_helper.to_array(weight), mean, per_channel)
+            shift = _shift(node, numpy_helper.to_array(weight), mean, per_channel, largest)
             if shift is not None:
                 found[node.name] = shift
     return found
 
 
-def _shift(node: onnx.NodeProto, weight: NDArray[np.float32], mean: Array, per_channel: bool) -> Array | None:
+def _shift(
+    node: onnx.NodeProto, weight: NDArray[np.float32], mean: Array, per_channel: bool, largest: int
+) -> Array | None:
     """``(W' - W) E[x]`` of one layer; None where the shapes don't fit."""
     if weight.dtype != np.float32 or weight.ndim < 2:
         return None
     given, axis = attributes(node), channel_axis(node, weight.ndim)
-    whole, scale = rounded(weight, axis if per_channel else None)
+    whole, scale = rounded(weight, axis if per_channel else None, largest)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)] if per_channel else []
     error = whole * scale.astype(np.float64).reshape(shape) - weight
     error = error.T if axis else error.reshape(*error.shape[:2], -1).sum(axis=2)  # [outputs, inputs]

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from condensec.errors import CondensecError, PostconditionError
-from condensec.hardware import bench, isa
+from condensec.hardware import bench
 from condensec.hardware.calibration import METHODS
 from condensec.hardware.emission import CHECKED, Arrays, Fidelity, Recipe, Request, check
 from condensec.hardware.int8 import costly_layers, source_macs, worst_layers
@@ -140,20 +140,13 @@ class Search:
         )
         if penalty is None:
             return False
-        ratio = self._time(base, self._as_here(one)).ratio
+        ratio = self._time(base, one).ratio
         if ratio * penalty < 1:
             return False
         name, there = request.target.name, ratio * penalty
         why = f"{ratio:.2f}x the time of fp32 here, which comes to {there:.2f}x on {name} (modelled)"
         self._left_out(one.recipe, why)
         return True
-
-    def _as_here(self, one: Candidate) -> Candidate:
-        """A graph for a weaker level as this machine's own would be, in the types its kernels like best."""
-        path = self._draft()
-        target = replace(self._request.target, isa=isa.detect())
-        self._dialect.write(replace(self._request, target=target), one.recipe, path)
-        return replace(one, path=path)
 
     def truer(self, one: Candidate, fast_enough: Accept) -> Candidate:
         """An int8 graph with as many layers in fp32 as the latency asked for allows.

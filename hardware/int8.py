@@ -46,7 +46,7 @@ def _values(request: Request, path: Path) -> dict[str, calibration.Values]:
     return request.once("int8 values", lambda: calibration.observe(path, request.samples, request.threads))
 
 
-def _shifts(request: Request, path: Path) -> dict[str, bias.Array]:
+def _shifts(request: Request, path: Path, largest: int) -> dict[str, bias.Array]:
     """What rounding the weights does to each layer's outputs on average."""
 
     def find() -> dict[str, bias.Array]:
@@ -55,7 +55,7 @@ def _shifts(request: Request, path: Path) -> dict[str, bias.Array]:
         proto = onnx.load_model(path)
         values = _values(request, path)
         means = {name: one.means for name, one in values.items() if one.means is not None}
-        return bias.shifts(proto, means, opset_of(proto) >= PER_CHANNEL_OPSET)
+        return bias.shifts(proto, means, opset_of(proto) >= PER_CHANNEL_OPSET, largest)
 
     return request.once("int8 shifts", find)
 
@@ -65,16 +65,18 @@ def write(request: Request, make: Callable[[], ir.Model], recipe: Recipe, scheme
     folded_path = source(request, make)
     found = ranges(request, folded_path, recipe.method)
     wanted = replace(scheme, exclude=(*scheme.exclude, *recipe.exclude))
-    quantize(folded_path, path, found, wanted, _shifts(request, folded_path))
+    largest = request.once("int8 largest weight", lambda: scheme.largest_weight)
+    quantize(folded_path, path, found, wanted, _shifts(request, folded_path, largest))
 
 
 def worst_layers(request: Request, recipe: Recipe) -> list[LayerError]:
     """Layers of a recipe's graph by what they lose in int8, the worst first; after `write`."""
     path: Path = request.once("int8 source", lambda: Path())
     found = ranges(request, path, recipe.method)
+    largest = request.once("int8 largest weight", lambda: 127)
     return layer_errors(
         path, found, request.samples, exclude=recipe.exclude, threads=request.threads,
-        shifts=_shifts(request, path),
+        shifts=_shifts(request, path, largest), largest=largest,
     )  # fmt: skip
 
 

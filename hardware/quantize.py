@@ -32,12 +32,13 @@ class Scheme:
     """How to quantize.
 
     Attributes:
-        activations: "u8" where the CPU has VNNI, "s8" elsewhere: without it u8 x s8 products saturate.
+        activations: "u8" or "s8".
         symmetric: zero-points are 0 (TensorRT).
         quantize_bias: int32 biases; False leaves them float (TensorRT).
         ops: operators to quantize; None = all the quantizer knows.
         exclude: names of nodes to leave in fp32.
-        reduce_range: 7-bit weights.
+        reduce_range: 7-bit weights. Without VNNI x86 CPUs add two u8 x s8 products in 16 bits, which saturate
+            with weights of 8 bits and never do with those (2 * 255 * 64 < 2**15).
         inputs_only: quantize what weighted nodes read, not what they write, so that an activation after them
             can be fused (TensorRT).
         shielded: keep onnxruntime from quantizing what was left in fp32 (`condensec.hardware.shield`).
@@ -51,6 +52,11 @@ class Scheme:
     reduce_range: bool = False
     inputs_only: bool = False
     shielded: bool = False
+
+    @property
+    def largest_weight(self) -> int:
+        """Of the integers that the quantizer makes of weights."""
+        return 64 if self.reduce_range else 127
 
 
 def already_quantized(model: ir.Model) -> int:

@@ -52,6 +52,7 @@ def layer_errors(
     exclude: Sequence[str] = (),
     threads: int = 1,
     shifts: Mapping[str, Array] | None = None,
+    largest: int = 127,
 ) -> list[LayerError]:
     """Quantize each weighted layer alone, and see what becomes of the outputs.
 
@@ -62,6 +63,7 @@ def layer_errors(
         exclude: layers that stay fp32 anyway.
         threads: of the runs.
         shifts: what is taken off the bias of a quantized layer (`condensec.hardware.bias`).
+        largest: of the integers of weights.
 
     Returns:
         The worst layer first.
@@ -72,7 +74,7 @@ def layer_errors(
     if opset_of(proto) < PER_CHANNEL_OPSET:
         return []
     outputs = [value.name for value in proto.graph.output]
-    layers = _install(proto, ranges, frozenset(exclude), shifts or {})
+    layers = _install(proto, ranges, frozenset(exclude), shifts or {}, largest)
     if not layers:
         return []
     count = times_within(MACS / (len(layers) + 1), macs(source, samples), _LEAST, _MOST)
@@ -122,7 +124,11 @@ class _Runner:
 
 
 def _install(
-    proto: onnx.ModelProto, ranges: Ranges, exclude: frozenset[str], shifts: Mapping[str, Array]
+    proto: onnx.ModelProto,
+    ranges: Ranges,
+    exclude: frozenset[str],
+    shifts: Mapping[str, Array],
+    largest: int,
 ) -> list[str]:
     """Put a switch in front of every weighted node, in place; returns the nodes in the switches' order."""
     from onnx import TensorProto, helper, numpy_helper
@@ -133,7 +139,7 @@ def _install(
     del proto.graph.node[:]
     for node in nodes:
         if node.op_type in QUANTIZABLE and node.name not in exclude and node.domain in ("", "ai.onnx"):
-            build = _Switch(proto, len(layers))
+            build = _Switch(proto, len(layers), largest)
             taken = [build.input(node, i, weights, ranges) for i in (0, 1)]
             if any(taken):
                 taken.append(build.bias(node, weights, shifts))
@@ -152,10 +158,10 @@ def _install(
 class _Switch:
     """The nodes in front of one layer."""
 
-    def __init__(self, proto: onnx.ModelProto, number: int) -> None:
+    def __init__(self, proto: onnx.ModelProto, number: int, largest: int) -> None:
         from onnx import helper
 
-        self._proto, self._on = proto, f"{SWITCHES}.on.{number}"
+        self._proto, self._on, self._largest = proto, f"{SWITCHES}.on.{number}", largest
         self.nodes = [helper.make_node("Gather", [SWITCHES, f"{SWITCHES}.{number}"], [self._on])]
 
     def input(
@@ -197,7 +203,7 @@ class _Switch:
 
         array = numpy_helper.to_array(tensor)
         axis = channel_axis(node, array.ndim)
-        quantized, scale = rounded(array, axis)
+        quantized, scale = rounded(array, axis, self._largest)
         for suffix, value in (("q", quantized), ("scale", scale), ("zero", np.zeros(scale.shape, np.int8))):
             self._proto.graph.initializer.append(numpy_helper.from_array(value, f"{prefix}.{suffix}"))
         inputs = [f"{prefix}.{suffix}" for suffix in ("q", "scale", "zero")]

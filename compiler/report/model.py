@@ -75,7 +75,7 @@ __all__ = [
 SCHEMA = 1
 STATUSES = {
     "ok": "budget met, guard kept",
-    "budget_not_met": "budget not reachable within the guard; this is the best safe model",
+    "budget_not_met": "budget not reached; this is the best safe model",
     "dry_run": "planned only; nothing was cut",
     "analyzed": "measured only; nothing was planned or cut",
     "interrupted": "stopped at a safe point; run again with --resume",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
 
     from condensec.hardware.emission import Recipe, Request
 
-# u8 activations are fast and exact only where products are summed up in 32 bits at once
+# products of u8 and s8 are summed up in 32 bits at once there; elsewhere two are added in 16 bits first
 _DOT_PRODUCT = ("avx512_vnni", "avx_vnni")
-_INT8_DEPTHWISE = ("avx512_vnni",)
 ALL, INPUTS = "all", "inputs"
 
 
@@ -37,9 +37,10 @@ def variants(request: Request, precision: str) -> tuple[str, ...]:
 def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
     """Write the graph as the recipe says; returns notes."""
     if recipe.precision == "int8":
-        activations = "u8" if request.target.isa in _DOT_PRODUCT else "s8"
-        int8.write(request, lambda: prepared(request.model)[0], recipe, scheme(recipe, activations), path)
-        return [f"int8 (QDQ, {recipe.variant}), {activations} activations, s8 weights per channel"]
+        wanted = replace(scheme(recipe, "u8"), reduce_range=request.target.isa not in _DOT_PRODUCT)
+        int8.write(request, lambda: prepared(request.model)[0], recipe, wanted, path)
+        bits = " of 7 bits, whose products fit 16" if wanted.reduce_range else ""
+        return [f"int8 (QDQ, {recipe.variant}), u8 activations, s8 weights{bits}, per channel"]
     if recipe.precision != "fp32":
         raise ConfigError(f"{recipe.precision} isn't a precision of onnxruntime on this CPU")
     model, notes = (request.model, []) if recipe.plain else prepared(request.model)
@@ -50,7 +51,7 @@ def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
 def slow(request: Request, variant: str) -> dict[str, str]:
     """Layers that stay fp32 where nothing can be measured, and why."""
     layers = depthwise(_source(request))
-    if variant == INPUTS or request.target.isa not in _INT8_DEPTHWISE:
+    if variant == INPUTS:
         return dict.fromkeys(layers, "depthwise convolutions are slower in int8")
     reason = "int8 depthwise convolutions want a multiple of 16 channels"
     return {name: reason for name, channels in layers.items() if channels % 16}
