@@ -119,7 +119,6 @@ def check(options: argparse.Namespace) -> list[dict[str, object]]:
     machine, target = setup(TARGET_CORES[options.target]), get(options.target)
     if options.to is not None:
         target = devicetable.attach(target, options.to)
-    unit = 2.0 * target.peak.clock_ghz * 1e9
     rows: list[dict[str, object]] = []
     for path in options.models:
         with tempfile.TemporaryDirectory() as name:
@@ -133,7 +132,7 @@ def check(options: argparse.Namespace) -> list[dict[str, object]]:
                 print(path.name, error, file=sys.stderr)
                 continue
         counted = float(said.split("counted")[1])
-        predicted = latency_model(target, path).dense_seconds * unit
+        predicted = latency_model(target, path).dense_seconds * target.peak.vectors
         row = {
             "model": path.stem,
             "counted": counted,

@@ -91,11 +91,6 @@ class Cpu:
     depthwise: float = 0.25
     call: float = 1e-6
 
-    @property
-    def _vectors(self) -> float:
-        """Vector instructions of 4 lanes a second."""
-        return max(1.0, self.peak.fma.get("fp32", 4) / 4) * self.peak.clock_ghz * 1e9
-
     def weighted(self, cost: NodeCost) -> float:
         """Compute or memory, whichever takes longer."""
         macs = float(cost.macs)
@@ -110,7 +105,7 @@ class Cpu:
             if cost.kernel_elems > 1:
                 instructions += 2 * cost.positions * cost.kernel_elems * cost.in_channels / 4
         moved = 4 * (weights + cost.positions * (cost.in_channels + cost.out_channels))
-        return max(instructions / self._vectors, moved / (self.peak.bandwidth_gbs * 1e9)) + self.call
+        return max(instructions / self.peak.vectors, moved / (self.peak.bandwidth_gbs * 1e9)) + self.call
 
     def seconds(self, node: Isolated, cost: NodeCost | None) -> float:
         """Of a node of a graph."""
@@ -122,7 +117,7 @@ class Cpu:
         read, written = _elements(node)
         each = 0.5 if op in _MOVES else 6.0 if op in _COSTLY else 0.75  # vector instructions an element
         moved = 4 * (read + written) / (self.peak.bandwidth_gbs * 1e9)
-        return max(each * max(read, written) / self._vectors, moved) + self.call
+        return max(each * max(read, written) / self.peak.vectors, moved) + self.call
 
 
 @dataclass(frozen=True)

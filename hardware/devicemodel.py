@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from condensec.hardware.isolate import Isolated
     from condensec.serialized import ModelSource
 
-_PER_CLOCK = 2.0  # instructions; an assumption that cancels out in every ratio
-
 
 class DeviceModel(TimedModel):
     """A model's time on a device from a table of nodes that was made there.
@@ -35,8 +33,7 @@ class DeviceModel(TimedModel):
     def __init__(self, target: Target, model: ModelSource, shapes: Shapes | None, table: DeviceTable) -> None:
         super().__init__(target, model, shapes)
         self.table, self.verified = table, table.how
-        clock = (target.peak.clock_ghz or 1.0) * 1e9
-        self._unit = 1.0 if table.unit == "seconds" else 1 / (_PER_CLOCK * clock)
+        self._unit = 1.0 if table.unit == "seconds" else 1 / target.peak.vectors
         self._fused = {name: fused_into(part.isolated) for name, part in self._own.items()}
         whole = table.whole(_sha256(model))
         self._settle(None if whole is None else whole * self._unit)

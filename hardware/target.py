@@ -49,6 +49,15 @@ class Peak:
     cache_mb: float = 0.0
     source: str = ""
 
+    @property
+    def vectors(self) -> float:
+        """Vector instructions of four lanes one unit executes a second, taking 1 GHz for an unknown clock.
+
+        All instructions are taken to go at this rate where they're counted: an assumption that cancels out in
+        every ratio.
+        """
+        return max(1.0, self.fma.get("fp32", 4) / 4) * (self.clock_ghz or 1.0) * 1e9
+
 
 @dataclass(frozen=True)
 class Target:

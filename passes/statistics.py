@@ -22,7 +22,7 @@ from condensec.runner import Session
 FloatArray = npt.NDArray[np.float64]
 BATCH = 8  # samples whose activations are held at a time, at most,
 BATCH_BYTES = 1 << 28  # or so much of them
-CHUNK_BYTES = 1 << 28  # of covariances held at a time
+CHUNK_BYTES = 1 << 30  # of covariances held at a time; each further lot is another run of the model
 ROWS = 16_384  # of a covariance: positions are thinned out evenly to about so many, but 8 for each index
 Key = tuple[str, int]
 

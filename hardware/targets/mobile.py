@@ -11,13 +11,17 @@ from condensec.hardware.target import Peak, Target
 
 _HARD = {"int8": {"depthwise": 16}}
 _SHAPES = "fixed shapes: CoreML rejects dynamic batches, and so do most accelerators behind NNAPI"
-_MODELLED = "no such device was at hand: latencies come from an analytic model of one core"
 _EMULATED = (
     "no such device was at hand: latencies come from instructions counted under an emulator (qemu, "
-    "onnxruntime's aarch64 build, fp32), two a clock assumed; no phone has confirmed them"
+    "onnxruntime's aarch64 build, fp32), as many a clock assumed as vector products; no phone has confirmed "
+    "them"
 )
-# made by `benchmarks/emulated.py table`
-_COUNTED = Path(__file__).with_name("mobile-cpu.json")
+
+
+def _counted(target: str) -> str:
+    """The table of instructions, made by `benchmarks/emulated.py table --target ...`."""
+    return str(Path(__file__).with_name(f"{target}.json"))
+
 
 TARGETS = (
     Target(
@@ -36,7 +40,7 @@ TARGETS = (
         ),
         notes=(_SHAPES, _EMULATED),
         verified="emulated",
-        table=str(_COUNTED),
+        table=_counted("mobile-cpu"),
     ),
     Target(
         name="mobile-cpu-v8.0",
@@ -50,6 +54,8 @@ TARGETS = (
         hard=_HARD,
         fixed_shapes=True,
         peak=Peak(1, 1.5, {"fp32": 4, "int8": 8}, 4.0, 1.0, "Arm Cortex-A72: 128-bit FMA every other clock"),
-        notes=(_MODELLED, _SHAPES),
+        notes=(_SHAPES, _EMULATED),
+        verified="emulated",
+        table=_counted("mobile-cpu-v8.0"),
     ),
 )
