@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ def source(request: Request, make: Callable[[], ir.Model]) -> Path:
 
     def write() -> Path:
         folder = Path(tempfile.mkdtemp(prefix="int8-", dir=request.scratch))
+        weakref.finalize(request, shutil.rmtree, folder, ignore_errors=True)
         return folded(make(), folder / "folded.onnx")
 
     return request.once("int8 source", write)
