@@ -177,7 +177,7 @@ def _sliced(tensor: ir.TensorProtocol, indices: Mapping[int, npt.NDArray[np.int6
         array = tensor.numpy()
         for axis, wanted in indices.items():
             array = np.take(array, wanted, axis=axis)
-        return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=tensor.name)
+        return ir.Tensor(np.asarray(array, order="C"), dtype=tensor.dtype, name=tensor.name)
 
     if size > LAZY_BYTES:
         sizes = [len(indices[axis]) if axis in indices else int(n) for axis, n in enumerate(shape)]
@@ -187,7 +187,7 @@ def _sliced(tensor: ir.TensorProtocol, indices: Mapping[int, npt.NDArray[np.int6
 
 def set_weight(value: ir.Value, array: Array, dtype: ir.DataType) -> None:
     """Give an initializer new contents, of any size."""
-    value.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=value.name)
+    value.const_value = ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=value.name)
     value.shape = ir.Shape(array.shape)
 
 

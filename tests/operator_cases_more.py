@@ -57,6 +57,7 @@ simple("zeros of a shape", "s = Shape(a) z = ConstantOfShape(s) b = Add(a, z)")
 simple("a number for every element", "s = Shape(a) z = Expand(h, s) b = Mul(a, z)", {"h": np.float32(0.7)})  # fmt: skip
 simple("a number for every channel", "z = ConstantOfShape<value = float[1] {0.5}>(six) b = Add(a, z)", {"six": ints(6, 1, 1)})  # fmt: skip
 simple("size of the data", "n = Size(x) m = Cast<to=1>(n) d = Mul(a, m) b = Div(d, h)", {"h": np.float32(99)})  # fmt: skip
+simple("heads in the batch, counted by a scalar", "s = Shape(a) n = Gather<axis=0>(s, first) m = Mul(n, heads) u = Unsqueeze(m, zero) t = Concat<axis=0>(u, two, rest) r = Reshape(a, t) q = Softmax<axis=-1>(r) b = Reshape(q, back)", {"first": np.int64(0), "heads": np.int64(3), "zero": ints(0), "two": ints(2), "rest": ints(-1), "back": ints(-1, 6, 6, 6)})  # fmt: skip
 simple("range of positions", "s = Shape(a) w = Gather<axis=0>(s, three) r = Range(zero, w, one) f = Cast<to=1>(r) b = Add(a, f)", {"three": np.int64(3), "zero": np.int64(0), "one": np.int64(1)})  # fmt: skip
 
 # -- fused ----------------------------------------------------------------------------------------------
