@@ -206,7 +206,7 @@ class Resizer:
         name = value.name or ""
         old = self._analysis.world.known(value)
         assert old is not None
-        wanted = np.asarray(wanted, dtype=old.dtype, order="C")  # ascontiguousarray makes a vector of a scalar
+        wanted = np.asarray(wanted, dtype=old.dtype, order="C")  # ascontiguousarray: no scalars
         alone = value.is_initializer() and len(list(value.uses())) == 1
         new_name = name if alone else f"{name}.cut"
         number = 1
