@@ -1,8 +1,8 @@
 """The masked original: what a cut model has to be equivalent to.
 
-Every removed parameter slice is zero (a running variance: one, a quantized weight: its zero-point), and a
-norm, softmax or mean over a cut axis is restricted to the kept units. Built from the plan and the original
-model alone; nothing of ``condensec.passes`` is used.
+Every removed parameter slice is zero (a running variance or a divisor: one, a quantized weight: its
+zero-point), and a norm, softmax or mean over a cut axis is restricted to the kept units. Built from the plan
+and the original model alone; nothing of ``condensec.passes`` is used.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
 from condensec.errors import PostconditionError
+from condensec.folding import fold_weights
 from condensec.plan import Plan, RemovedLayer
 from condensec.restricted import PREFIX, home, restrict
 
@@ -34,6 +35,7 @@ _ZERO_POINTS: dict[str, dict[int, int]] = {
     "QAttention": {1: 7},
     "DynamicQuantizeLSTM": {1: 9, 2: 11},
 }
+_VIEWS = ("Cast", "Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def masked(original: ir.Model, plan: Plan) -> ir.Model:
@@ -46,6 +48,7 @@ def masked(original: ir.Model, plan: Plan) -> ir.Model:
     if model.functions:
         ir_passes.InlinePass()(model)
         model.functions.clear()
+    fold_weights(model)
     graph = model.graph
     values: dict[str | None, ir.Value] = dict(_named(graph))
     _split_shared(graph, values, plan)
@@ -62,7 +65,7 @@ def masked(original: ir.Model, plan: Plan) -> ir.Model:
         value = values[name]
         if value in points:
             continue  # its weights are filled with it, which makes them zero
-        _fill(value, axes, np.ones(()) if value in variances else _zero_point(value))
+        _fill(value, axes, np.ones(()) if value in variances or _divides(value) else _zero_point(value))
     for restriction in plan.restrictions:
         restrict(graph, values, restriction)
     for layer in plan.removed_layers:
@@ -132,6 +135,16 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
     if tensor is None:
         raise PostconditionError(f"the plan slices '{value.name}', which isn't a constant", node=value.name)
     return tensor
+
+
+def _divides(value: ir.Value) -> bool:
+    """Whether others are divided by it, perhaps seen otherwise: zero would make infinities of them."""
+    uses = list(value.uses())
+    return bool(uses) and all(
+        (use.node.op_type == "Div" and use.idx == 1)
+        or (use.node.op_type in _VIEWS and use.idx == 0 and _divides(use.node.outputs[0]))
+        for use in uses
+    )
 
 
 def _zero_point(value: ir.Value) -> Array:

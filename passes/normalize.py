@@ -1,10 +1,10 @@
 """Normalize: put a model into the one form the later passes read.
 
 Local functions are inlined, bodies of If, Loop and Scan stand open (see `bodies`), Constant nodes become
-initializers (same name), initializers are no longer overridable inputs, every node has a unique name, and
-small vectors shared by several nodes (deduplicated biases and scales) get one copy a user, so that two layers
-aren't tied by an accident of storage. Other shared weights get copies until the graph has been read (see
-`sharing`).
+initializers (same name), initializers are no longer overridable inputs, weights computed from weights are
+constants (see `condensec.folding`), every node has a unique name, and small vectors shared by several nodes
+(deduplicated biases and scales) get one copy a user, so that two layers aren't tied by an accident of
+storage. Other shared weights get copies until the graph has been read (see `sharing`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
 from condensec.errors import ModelError
+from condensec.folding import fold_weights
 from condensec.passes import sharing
 from condensec.passes.bodies import is_open, open_bodies
 from condensec.passes.tensors import borrowed
@@ -50,6 +51,7 @@ def normalize(original: ir.Model) -> Normalized:
     open_bodies(model)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ir_passes.RemoveInitializersFromInputsPass()(model)
+    fold_weights(model)
     if model.ir_version < 4:  # before 4, every initializer had to be an input
         model.ir_version = 4
     _name_nodes(model.graph)

@@ -44,6 +44,13 @@ simple("group norm 18", "b = GroupNormalization<num_groups=3>(a, s, t)", {"s": (
 simple("group norm of more channels a group", "c = Conv(a, wd) b = GroupNormalization<num_groups=2>(c, s, t)", {"wd": (8, 6, 1, 1), "s": (8,), "t": (8,)}, channels=8, opset=21)  # fmt: skip
 simple_tokens("gated rms norm", "g = Relu(a) b = com.microsoft.GatedRMSNorm(a, s, g)", {"s": (6,)}, domains=MS)  # fmt: skip
 
+# -- weights made of weights -------------------------------------------------------------------------------
+_K = {"wd": (6, 6, 3, 3)}
+simple("standardized weights", "m = ReduceMean<axes=[1,2,3]>(wd) z = Sub(wd, m) q = ReduceL2<axes=[1,2,3]>(z) n = Div(z, q) b = Conv<pads=[1,1,1,1]>(a, n)", _K)  # fmt: skip
+simple("standardized by a norm in training mode", "r = Reshape(wd, rows) n, u, v = BatchNormalization<training_mode=1>(r, s, t, e, o) w = Reshape(n, back) b = Conv<pads=[1,1,1,1]>(a, w)", {**_K, "rows": ints(1, 6, -1), "back": ints(6, 6, 3, 3), "s": (6,), "t": (6,), "e": np.zeros(6, np.float32), "o": np.ones(6, np.float32)})  # fmt: skip
+simple_tokens("weight norm", "q = ReduceL2<axes=[0]>(wd) d = Div(wd, q) n = Mul(d, g) b = MatMul(a, n)", {"wd": (6, 6), "g": (6,)})  # fmt: skip
+simple_tokens("divided by a constant through a view", "u = Unsqueeze(k, zero) c = Div(a, u) b = Sin(c)", {"k": np.linspace(1, 2, 6, dtype=np.float32), "zero": ints(0)})  # fmt: skip
+
 # -- movement -------------------------------------------------------------------------------------------
 simple("grid sample", "b = GridSample(a, grid)", {"grid": np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 2)).astype(np.float32)})  # fmt: skip
 simple("regions aligned", "b = RoiAlign<output_height=2, output_width=2>(a, boxes, batch)", {"boxes": np.array([[0, 0, 4, 4], [1, 1, 5, 5]], np.float32), "batch": ints(0, 1)})  # fmt: skip
