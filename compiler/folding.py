@@ -79,6 +79,9 @@ def _mixed(graph: ir.Graph) -> dict[ir.Value, int]:
         if not all(value in known for value in inputs) or not _is_plain(node, inputs):
             continue
         size = sum({value: known[value] for value in inputs}.values())
+        if not inputs:
+            tensor = ir.convenience.get_const_tensor(node.outputs[0])
+            size = 0 if tensor is None else tensor.nbytes
         for value in node.outputs:
             known[value] = size
         floats = any(_is_weight(value) for value in inputs[:1])

@@ -2,9 +2,10 @@
 
 Local functions are inlined, bodies of If, Loop and Scan stand open (see `bodies`), Constant nodes become
 initializers (same name), initializers are no longer overridable inputs, weights computed from weights are
-constants (see `condensec.folding`), every node has a unique name, and small vectors shared by several nodes
-(deduplicated biases and scales) get one copy a user, so that two layers aren't tied by an accident of
-storage. Other shared weights get copies until the graph has been read (see `sharing`).
+constants (see `condensec.folding`), first states of zeros are left out, every node has a unique name, and
+small vectors shared by several nodes (deduplicated biases and scales) get one copy a user, so that two layers
+aren't tied by an accident of storage. Other shared weights get copies until the graph has been read (see
+`sharing`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from condensec.errors import ModelError
 from condensec.folding import fold_weights
 from condensec.passes import sharing
 from condensec.passes.bodies import is_open, open_bodies
+from condensec.passes.states import leave_zeros_out
 from condensec.passes.tensors import borrowed
 from condensec.plan import Split
 
@@ -48,10 +50,11 @@ def normalize(original: ir.Model) -> Normalized:
         except Exception as error:  # a function that calls itself, or one that isn't there
             raise ModelError(f"the model's local functions can't be inlined: {error}") from error
         model.functions.clear()
+    fold_weights(model)
     open_bodies(model)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ir_passes.RemoveInitializersFromInputsPass()(model)
-    fold_weights(model)
+    leave_zeros_out(model)
     if model.ir_version < 4:  # before 4, every initializer had to be an input
         model.ir_version = 4
     _name_nodes(model.graph)

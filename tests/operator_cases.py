@@ -318,7 +318,9 @@ simple("gather elements", "b = GatherElements<axis=2>(a, z)", {"z": np.zeros((2,
 
 
 # -- recurrent ------------------------------------------------------------------------------------------------
-def _recurrent(kind: str, gates: int, directions: int = 1, peephole: bool = False) -> onnx.ModelProto:
+def recurrent(
+    kind: str, gates: int, directions: int = 1, peephole: bool = False, state: str = ""
+) -> onnx.ModelProto:
     hidden, way = 6, "bidirectional" if directions == 2 else "forward"
     weights: dict[str, object] = {
         "w1": (4, 5), "b1": (5,), "w": (directions, gates * hidden, 5), "r": (directions, gates * hidden, hidden),
@@ -329,18 +331,25 @@ def _recurrent(kind: str, gates: int, directions: int = 1, peephole: bool = Fals
         weights["p"] = (directions, 3 * hidden)
     rng = np.random.default_rng(0)
     weights["b"] = rng.normal(size=(directions, 2 * gates * hidden)).astype(np.float32)
-    nodes = f"""m = MatMul(x, w1) a = Add(m, b1)
+    if state:
+        weights |= {"one": ints(1), "two": ints(2), "wide": ints(hidden), "ways": ints(directions)}
+        extra = ", , s, s" if kind == "LSTM" else ", , s"
+    nodes = f"""m = MatMul(x, w1) a = Add(m, b1) {state}
         o, h = {kind}<hidden_size={hidden}, direction="{way}">(a, w, r, b{extra})
         t = Transpose<perm=[0,2,1,3]>(o) f = Reshape(t, z) y = MatMul(f, w2)"""
     return tiny(nodes, x=[5, "N", 4], weights=weights)  # type: ignore[arg-type]
 
 
-CASES["lstm"] = lambda: _recurrent("LSTM", 4)
-CASES["lstm bidirectional"] = lambda: _recurrent("LSTM", 4, 2)
-CASES["lstm with peepholes"] = lambda: _recurrent("LSTM", 4, peephole=True)
-CASES["gru"] = lambda: _recurrent("GRU", 3)
-CASES["gru bidirectional"] = lambda: _recurrent("GRU", 3, 2)
-CASES["rnn"] = lambda: _recurrent("RNN", 1)
+CASES["lstm"] = lambda: recurrent("LSTM", 4)
+CASES["lstm bidirectional"] = lambda: recurrent("LSTM", 4, 2)
+CASES["lstm with peepholes"] = lambda: recurrent("LSTM", 4, peephole=True)
+CASES["gru"] = lambda: recurrent("GRU", 3)
+CASES["gru bidirectional"] = lambda: recurrent("GRU", 3, 2)
+CASES["rnn"] = lambda: recurrent("RNN", 1)
+ZEROS = """sh = Shape(x) n = Slice(sh, one, two) t0 = Concat<axis=0>(ways, n, wide) z0 = ConstantOfShape(t0)
+        s = Identity(z0)"""
+CASES["lstm that starts from zeros in a shape"] = lambda: recurrent("LSTM", 4, 2, state=ZEROS)
+CASES["gru that starts from zeros in a shape"] = lambda: recurrent("GRU", 3, state=ZEROS)
 
 
 # -- attention --------------------------------------------------------------------------------------------------
