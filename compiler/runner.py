@@ -65,7 +65,8 @@ class Session:
             stops onnxruntime from fusing across them.
         config: further session configuration entries.
         profile: path prefix; turns on onnxruntime's profiler (see `end_profile`).
-        save_optimized: write the graph as onnxruntime optimised it to this file.
+        save_optimized: write the graph as onnxruntime optimised it to this file, external weights inside
+            if they fit: onnxruntime would refer to them by where they lay beside the original.
 
     Raises:
         ModelError: onnxruntime can't load the model.
@@ -100,7 +101,7 @@ class Session:
         if save_optimized is not None:
             options.optimized_model_filepath = str(save_optimized)
         self._label = str(model) if isinstance(model, str | os.PathLike) else "the model"
-        source = self._prepare(model, tuple(extra_outputs), options)
+        source = self._prepare(model, tuple(extra_outputs), options, inline=save_optimized is not None)
         try:
             self._raw = ort.InferenceSession(
                 source,
@@ -120,13 +121,15 @@ class Session:
         self.ports = [(p.name, p.shape, bool(p.shape) or p.name in known) for p in self.inputs]
         self._sample_axis = {p.name: sample_axis(self.ports, p.shape) for p in own}
 
-    def _prepare(self, model: ModelSource, extra: tuple[str, ...], options: Any) -> str | bytes:
+    def _prepare(
+        self, model: ModelSource, extra: tuple[str, ...], options: Any, *, inline: bool
+    ) -> str | bytes:
         """What to hand to onnxruntime: a path or bytes; sets the weights' folder where one is needed."""
-        if isinstance(model, str | os.PathLike) and not extra:
+        if isinstance(model, str | os.PathLike) and not extra and not inline:
             return os.fspath(model)
         if isinstance(model, bytes) and not extra:
             return model
-        proto, folder = locate(model, self._keep_folder)
+        proto, folder = locate(model, self._keep_folder, inline)
         if extra:
             add_outputs(proto, extra)
         if folder is not None:

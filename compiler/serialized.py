@@ -123,6 +123,16 @@ def _ir_to_proto(
     return proto, None
 
 
+def whole(model: ir.Model) -> onnx.ModelProto:
+    """The model with all weights inside, however large: to be looked at, it may be too large to write."""
+    import onnx_ir as ir
+
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    proto = ir.to_proto(model)
+    _load_external(proto, [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)])
+    return proto
+
+
 def _load_external(proto: onnx.ModelProto, tensors: Sequence[ir.ExternalTensor]) -> None:
     """Put external weights inside, found again by where they're stored."""
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data

@@ -62,8 +62,8 @@ class Points:
             return self.known[key]
         family = self._families.get(_family(key))
         if family is None:
-            alike = [name for name in self._families if name.startswith("+") == key.weighted]
-            return float(np.median([self._families[name].guess(key) for name in alike])) if alike else 0.0
+            guesses = [f.guess(key) for f in self._families.values() if len(f.factors) == len(terms(key))]
+            return float(np.median(guesses)) if guesses else 0.0
         return family.guess(key)
 
     @cached_property

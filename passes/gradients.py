@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
+from condensec import serialized
 from condensec.errors import CondensecError, HealError, PreconditionError
 from condensec.passes.bodies import is_open
 from condensec.passes.criteria import GroupView
@@ -67,7 +67,7 @@ def _collect(evidence: Evidence) -> tuple[SuperGraph, dict[str, Array]]:
     whole = graph.masks(analysis.kept({}))
     reference = run(Session(graph.model, threads=evidence.threads), samples, whole)
     try:
-        proto = ir.to_proto(graph.model)
+        proto = serialized.whole(graph.model)
     except Exception as error:  # weights above protobuf's limit, or missing
         raise PreconditionError(f"the masked model can't be written: {error}") from error
     found = mask_gradients(

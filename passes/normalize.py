@@ -55,12 +55,23 @@ def normalize(original: ir.Model) -> Normalized:
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ir_passes.RemoveInitializersFromInputsPass()(model)
     leave_zeros_out(model)
+    _see_through_identities(model.graph)
     if model.ir_version < 4:  # before 4, every initializer had to be an input
         model.ir_version = 4
     _name_nodes(model.graph)
     splits = _split_shared_vectors(model.graph)
     families = sharing.part(model.graph, splits)
     return Normalized(model, splits, families=families)
+
+
+def _see_through_identities(graph: ir.Graph) -> None:
+    """Users of a constant's Identity use the constant: exporters share equal vectors that way."""
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Identity" else None
+        if source is None or not source.is_initializer() or node.outputs[0].is_graph_output():
+            continue
+        node.outputs[0].replace_all_uses_with(source)
+        graph.remove(node, safe=True)
 
 
 def _name_nodes(graph: ir.Graph) -> None:

@@ -51,6 +51,8 @@ simple("standardized by a norm in training mode", "r = Reshape(wd, rows) n, u, v
 simple_tokens("weight norm", "q = ReduceL2<axes=[0]>(wd) d = Div(wd, q) n = Mul(d, g) b = MatMul(a, n)", {"wd": (6, 6), "g": (6,)})  # fmt: skip
 simple_tokens("divided by a constant through a view", "u = Unsqueeze(k, zero) c = Div(a, u) b = Sin(c)", {"k": np.linspace(1, 2, 6, dtype=np.float32), "zero": ints(0)})  # fmt: skip
 
+simple("one unit of which only the sizes are read", "g = Gather<axis=1>(a, last) s = Shape(g) n = Gather(s, two) f = Cast<to=1>(n) b = Mul(a, f)", {"last": np.int64(-1), "two": np.int64(2)})  # fmt: skip
+
 # -- movement -------------------------------------------------------------------------------------------
 simple("grid sample", "b = GridSample(a, grid)", {"grid": np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 2)).astype(np.float32)})  # fmt: skip
 simple("regions aligned", "b = RoiAlign<output_height=2, output_width=2>(a, boxes, batch)", {"boxes": np.array([[0, 0, 4, 4], [1, 1, 5, 5]], np.float32), "batch": ints(0, 1)})  # fmt: skip

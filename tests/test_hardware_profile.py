@@ -109,6 +109,28 @@ def test_times_between_known_nodes_follow_the_device() -> None:
     assert Points({}).time(slow) == 0.0
 
 
+def test_an_operator_without_points_is_guessed_from_those_of_its_shape() -> None:
+    """Depthwise convolutions are fitted with terms of their own, and say nothing of a deconvolution."""
+    known = {
+        point(kind, n, c): float(n * c)
+        for kind in ("conv", "depthwise", "Relu")
+        for n in (16, 64, 256)
+        for c in (8, 16, 32)
+    }
+    points = Points(known)
+    small, large = (points.time(point("deconv", n, 16)) for n in (16, 256))
+    assert 0 < small < large
+
+
+def point(op: str, n: int, c: int) -> NodeKey:
+    """A node of ``n`` positions and ``c`` channels."""
+    groups = c if op == "depthwise" else 1
+    text = (
+        f"{op} k9 s1 float32 n{n} i{c} o{c} g{groups}" if op != "Relu" else f"Relu float32 r{n * c} w{n * c}"
+    )
+    return parse(text)
+
+
 def test_factors_are_never_negative() -> None:
     rng = np.random.default_rng(0)
     rows = rng.uniform(0.5, 2, (40, 3))

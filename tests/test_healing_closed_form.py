@@ -408,6 +408,32 @@ def test_nothing_is_accepted_that_does_not_hold_out() -> None:
     assert problem.error(x[held] @ change + y.mean(0), np.flatnonzero(held)) > found.after
 
 
+@pytest.mark.parametrize("free", [True, False])
+@pytest.mark.parametrize(("rows", "features"), [(30, 90), (90, 30)])
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_fewer_rows_than_features_are_the_same_equations(
+    rows: int, features: int, free: bool, rounds: int
+) -> None:
+    """Both ways to solve give the ridge solution, and so lose the same."""
+    rng = np.random.default_rng(4)
+    x = (rng.standard_normal((rows, features)) + 0.5).astype(np.float32)
+    y = rng.standard_normal((rows, 3)).astype(np.float32)
+    problem = solve.Problem(x, y, np.zeros(rows, np.bool_), rounds > 0, None)
+    start = (np.zeros((features, 3), np.float32), np.zeros(3, np.float32))
+    weight, bias = solve._System(problem, slice(None), start, free).solve(0.01, rounds)
+    centred = x.astype(np.float64) - (x.mean(0) if free else 0)
+    gram = centred.T @ centred
+    regular = gram + 0.01 * np.trace(gram) / features * np.eye(features)
+    target = y.astype(np.float64)
+    for _ in range(rounds + 1):
+        change = np.linalg.solve(regular, centred.T @ target)
+        shift = target.mean(0) - x.mean(0) @ change if free else np.zeros(3)
+        guess = x @ change + shift
+        target = problem.relaxed(guess, slice(None)) if rounds else target
+    np.testing.assert_allclose(weight, change, atol=2e-5)
+    np.testing.assert_allclose(bias, shift, atol=2e-5)
+
+
 def test_rectified_form_beats_the_plain_one_behind_a_relu() -> None:
     """Where only max(., 0) counts, fitting the negative side costs accuracy on the positive."""
     rng = np.random.default_rng(3)

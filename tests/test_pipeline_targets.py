@@ -50,6 +50,28 @@ def test_every_target_has_its_graph_and_widths_suit_all(folder: Path) -> None:
                 assert layer.after in get(name).levels(layer.before, "conv", "fp32", None), (layer, name)
 
 
+def test_weights_beside_the_model_make_no_difference(folder: Path) -> None:
+    """torch's exporter writes them so: search, repair, int8 and fp16 read them all."""
+    beside = folder / "beside"
+    beside.mkdir()
+    onnx.save(
+        residual_cnn(width=32), beside / "model.onnx",
+        save_as_external_data=True, location="model.onnx.data", size_threshold=0,
+    )  # fmt: skip
+    save_samples(residual_cnn(width=32), beside / "d.npz", 128)
+    given = {"budget": "macs<=0.6x", "quantize": "auto", "heal": "closed-form", "criterion": "obs"}
+    targets = ["x86-avx2", *TARGETS]
+    inside, outside = (compress(one, targets, "out", **given) for one in (folder, beside))
+    assert [layer.after for layer in inside.layers] == [layer.after for layer in outside.layers]
+    assert inside.after.macs < 0.62 * inside.before.macs
+    feeds = random_feeds(residual_cnn(), 1)
+    for name in targets:
+        assert inside.targets[name].precision == outside.targets[name].precision
+        files = (one / "out" / name / "model.onnx" for one in (folder, beside))
+        want, have = (run(onnx.load(file), feeds) for file in files)
+        np.testing.assert_array_equal(have, want)
+
+
 def test_a_budget_out_of_reach_on_one_target_leaves_the_other_alone(folder: Path) -> None:
     """Launching kernels takes the T4 most of its time here: no width gets it to 0.6x."""
     alone = compress(folder, ["mobile-cpu"], "alone", budget="latency<=0.6x")

@@ -285,9 +285,9 @@ def _spread(array: np.ndarray, like: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _proto(model: ir.Model) -> onnx.ModelProto:
-    import onnx_ir
+    from condensec.serialized import whole
 
-    return model if isinstance(model, onnx.ModelProto) else onnx_ir.to_proto(model)
+    return model if isinstance(model, onnx.ModelProto) else whole(model)
 
 
 def _cores() -> int:

@@ -119,7 +119,11 @@ def fit(problem: Problem, weight: np.ndarray, bias: np.ndarray, *, free_bias: bo
 
 
 class _System:
-    """Normal equations of the correction to the weights as they are, on some rows."""
+    """Normal equations of the correction to the weights as they are, on some rows.
+
+    With fewer rows than features they're solved in the space of the rows (``X^T (X X^T + r)^-1`` is
+    ``(X^T X + r)^-1 X^T``), which is the smaller one.
+    """
 
     def __init__(
         self,
@@ -131,11 +135,15 @@ class _System:
         self._problem, self._rows, self._free_bias = problem, rows, free_bias
         self._weight, self._bias = start
         self._x = problem.x[rows]
-        self._mean = _mean(self._x) if free_bias else np.zeros(self._x.shape[1], np.float32)
-        centre = self._mean.astype(np.float64)
-        gram = (self._x.T @ self._x).astype(np.float64)
-        self._gram = gram - len(self._x) * np.outer(centre, centre)
-        self._diagonal = max(float(np.trace(self._gram)) / len(self._gram), 1e-12)
+        count, features = self._x.shape
+        self._mean = _mean(self._x) if free_bias else np.zeros(features, np.float32)
+        self._centred = self._x - self._mean if count < features else None
+        if self._centred is None:
+            centre = self._mean.astype(np.float64)
+            self._gram = (self._x.T @ self._x).astype(np.float64) - count * np.outer(centre, centre)
+        else:
+            self._gram = (self._centred @ self._centred.T).astype(np.float64)
+        self._diagonal = max(float(np.trace(self._gram)) / features, 1e-12)
         self._start = self._x @ self._weight + self._bias  # what the weights as they are give
         self._right = self._side(problem.y[rows])
 
@@ -143,21 +151,24 @@ class _System:
         """(right-hand side, mean residual) of a target."""
         residual = target - self._start
         shift = _mean(residual) if self._free_bias else np.zeros(residual.shape[1], np.float32)
-        return (self._x.T @ (residual - shift)).astype(np.float64), shift
+        right = residual - shift
+        return (self._x.T @ right if self._centred is None else right).astype(np.float64), shift
 
     def solve(self, ridge: float, rounds: int) -> tuple[np.ndarray, np.ndarray]:
         """(weight, bias) at one strength, with so many rounds of the rectified form."""
         regular = self._gram + ridge * self._diagonal * np.eye(len(self._gram))
+        right, shift = self._right
+        if not rounds:
+            return self._moved(np.linalg.solve(regular, right), shift)
         inverse = np.linalg.inv(regular)
-        weight, bias = self._apply(inverse, *self._right)
+        weight, bias = self._moved(inverse @ right, shift)
         for _ in range(rounds):
-            target = self._problem.relaxed(self._x @ weight + bias, self._rows)
-            weight, bias = self._apply(inverse, *self._side(target))
+            right, shift = self._side(self._problem.relaxed(self._x @ weight + bias, self._rows))
+            weight, bias = self._moved(inverse @ right, shift)
         return weight, bias
 
-    def _apply(
-        self, inverse: np.ndarray, right: np.ndarray, shift: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        change = inverse @ right
+    def _moved(self, solution: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(weight, bias) with the correction that solves the equations."""
+        change = solution if self._centred is None else self._centred.T.astype(np.float64) @ solution
         bias = self._bias + shift - self._mean @ change if self._free_bias else self._bias
         return (self._weight + change).astype(np.float32), np.asarray(bias, np.float32)

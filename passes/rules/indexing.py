@@ -101,10 +101,20 @@ def gather(ctx: Context, node: ir.Node) -> None:
         piece = _pick(ctx, term, chosen)
         middle = regroup(ctx, [piece], (len(chosen),), ctx.shape(indices))
         ctx.input(node, 1, lambda kept, old: _renumber(kept, term, piece, chosen, middle, old))
-    elif term is not None:
+    elif term is not None and not (picked is not None and _only_sizes(node, picked)):
         what = "indexed by the data" if picked is None else LONE
         ctx.freeze(term, what)
     ctx.set(node.outputs[0], [*layout[:axis], *middle, *layout[axis + 1 :]])
+
+
+def _only_sizes(node: ir.Node, picked: Array) -> bool:
+    """Whether one end of an axis is taken only to ask for the sizes of the other axes: any unit will do.
+
+    BART's positions count the tokens of ``embedded[:, :, -1]``.
+    """
+    uses = list(node.outputs[0].uses())
+    sizes = all(use.node.op_type in ("Shape", "Size") for use in uses)
+    return bool(uses) and sizes and not node.outputs[0].is_graph_output() and picked.tolist() in (0, -1)
 
 
 def _is_static(ctx: Context, value: ir.Value) -> bool:
