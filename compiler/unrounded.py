@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 Array = npt.NDArray[Any]
+CLIP = ".condensec.clip"  # how names of the Clips end
 _CLIP_OPSET = 11  # the first whose Clip takes its bounds as inputs
 _RANGES = {
     ir.DataType.UINT8: (0, 255),
@@ -54,9 +55,9 @@ def _replace(graph: ir.Graph, node: ir.Node) -> bool:
     for number, user in enumerate(users):
         old = user.outputs[0]
         name, old.name = old.name, f"{old.name}.rounded"
-        prefix = f"{node.name or name}.condensec.{number}"
+        prefix = f"{node.name or name}.{number}"
         limits = [_constant(graph, f"{prefix}.{i}", bound) for i, bound in enumerate(bounds[:2])]
-        clip = ir.Node("", "Clip", [source, *limits], name=f"{prefix}.clip")
+        clip = ir.Node("", "Clip", [source, *limits], name=f"{prefix}{CLIP}")
         clip.outputs[0].name, clip.outputs[0].type, clip.outputs[0].shape = name, old.type, old.shape
         graph.insert_before(user, clip)
         for use in list(old.uses()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 from models import mlp, residual_cnn, transformer_encoder
 from onnx import TensorProto, numpy_helper
 
+from condensec import io
 from condensec.hardware import bench, emit, half
+from condensec.hardware.latency import latency_model
 from condensec.hardware.target import get
+from condensec.hardware.unquantized import unquantized
 from condensec.runner import Session
 from condensec.runtime_flaws import unsafe_optimizers
 from condensec.serialized import to_ir
@@ -99,3 +103,23 @@ def test_only_half_precision_scales_are_unsafe(tmp_path: Path) -> None:
     assert unsafe_optimizers(model.SerializeToString()) == []
     assert unsafe_optimizers(b"DequantizeLinear, but no model") == []
     assert unsafe_optimizers(str(tmp_path / "missing.onnx")) == []
+
+
+# of two Gelus the constants are rounded, so that they aren't seen as such any more: four nodes each
+@pytest.mark.parametrize(("build", "more"), [(residual_cnn, 0.01), (transformer_encoder, 0.1)])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_gpu_is_predicted_without_this_processors_casts(
+    build: Callable[[], onnx.ModelProto], more: float, precision: str, tmp_path: Path
+) -> None:
+    """onnxruntime puts Casts around what it has no fp16 kernel for; each would count as a launch."""
+    model, target = build(), get("nvidia-t4")
+    made = emit.emit(model, target, tmp_path, precision=precision)
+    assert made.precision == precision
+    predictor = latency_model(target, model)
+    as_it_is, back = predictor.predict(made.path), unquantized(io.load(made.path))
+    assert predictor.predict(back) == pytest.approx(predictor.dense_seconds, rel=more)
+    assert as_it_is > 1.3 * predictor.dense_seconds, "what was reported otherwise"
+    feeds = bench.make_feeds(model)
+    found, wanted = Session(back).run(feeds), Session(model).run(feeds)
+    for name, value in wanted.items():
+        assert np.abs(found[name] - value).max() < 0.02 * np.abs(value).max()

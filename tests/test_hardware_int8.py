@@ -379,7 +379,7 @@ def test_the_fp32_graph_in_a_quantized_one_is_found(tmp_path: Path) -> None:
     )
     dense = latency_model(replace(get("mobile-cpu"), table=""), wide, shapes)
     back = unquantized(io.load(one.path))
-    assert dense.predict(back, shapes) == pytest.approx(dense.predict(wide, shapes), rel=0.2)
+    assert dense.predict(back, shapes) == pytest.approx(dense.predict(wide, shapes), rel=0.02)
     assert dense.predict(one.path, shapes) < 0.7 * dense.predict(wide, shapes), "what was reported otherwise"
 
 

@@ -163,7 +163,7 @@ def timed(
 ) -> tuple[bench.Comparison | None, tuple[float, float] | None]:
     """A graph beside the original: measured where the target is this machine, else predicted in seconds.
 
-    Predictions know fp32 kernels only: int8 graphs are predicted as the same graphs in fp32.
+    Predictions know fp32 kernels only: int8 and fp16 graphs are predicted as the same graphs in fp32.
     """
     feeds = job.feeds(1)
     if target.measurable():
@@ -172,7 +172,7 @@ def timed(
     shapes = {name: array.shape for name, array in feeds.items()}
     original = job.once("unquantized", lambda: unquantized(job.loaded.model))
     # the file itself where nothing is quantized: onnxruntime reads sparse tensors, onnx-ir doesn't
-    emitted = unquantized(io.load(artifact.path)) if artifact.precision == "int8" else artifact.path
+    emitted = artifact.path if artifact.precision == "fp32" else unquantized(io.load(artifact.path))
     return None, (model.predict(original, shapes), model.predict(emitted, shapes))
 
 
