@@ -104,6 +104,16 @@ def test_the_guard_rolls_back_and_the_best_safe_model_is_written(
     assert (tmp_path / "out" / "model.onnx").exists()
 
 
+def test_a_share_that_the_guard_forbids_is_not_called_met(model: Path, data: Path, tmp_path: Path) -> None:
+    kept = compress(model, tmp_path / "kept", data=data, keep=0.5, max_drop="inf", step=1)
+    assert kept.status == "ok"
+    assert not any("--keep" in note for note in kept.notes)
+    held = compress(model, tmp_path / "held", data=data, keep=0.1, max_drop=0.01, step=1)
+    assert held.status == "budget_not_met"
+    assert any("--keep 0.1: not reached" in note for note in held.notes)
+    assert held.guard.kept
+
+
 @pytest.mark.parametrize("when", ["select", "prune", "judge", "verify", "emit", "report"])
 def test_killed_in_any_step_it_resumes_to_the_same_plan(
     model: Path, data: Path, tmp_path: Path, when: str

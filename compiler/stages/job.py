@@ -15,7 +15,7 @@ from condensec import io
 from condensec.config import Config
 from condensec.data import Samples, Signature, Splits, split, synthetic
 from condensec.data import load as load_data
-from condensec.errors import ConfigError, DataError, TargetUnavailable
+from condensec.errors import ConfigError, DataError, ModelError, PostconditionError, TargetUnavailable
 from condensec.hardware import devicetable
 from condensec.hardware.target import Target, get
 from condensec.metrics import Metric, resolve
@@ -245,7 +245,7 @@ def measure_baseline(
         whole = len(data.splits.validation)
         notes = (*notes, f"the guard uses {len(validation)} of {whole} validation samples")
     data = Data(replace(data.splits, validation=validation), data.metric, notes)
-    reference = session.run_samples(validation)
+    reference = _first_run(session, validation)
     baseline = data.metric.value(reference, validation, reference)
     if not np.isfinite(baseline):
         raise ConfigError(
@@ -253,6 +253,19 @@ def measure_baseline(
             hint="choose another with --metric",
         )
     return Job(config, loaded, data, targets, analysis, float(baseline), reference)
+
+
+def _first_run(session: Session, samples: Samples) -> Outputs:
+    """The original's outputs.
+
+    Raises:
+        ModelError: it doesn't run, or not as its own shapes say.
+    """
+    try:
+        return session.run_samples(samples)
+    except PostconditionError as error:
+        hint = "if it only runs on the number of samples it was exported with, fix that number in its inputs"
+        raise ModelError(f"the model itself fails: {error.message}", node=error.node, hint=hint) from error
 
 
 def evidence(job: Job) -> Evidence:

@@ -52,7 +52,8 @@ def conclude(
     targets = target_results(job, written.emitted, progress.gains, staging)
     budgets = budget_results(means.budgets, targets, before, after)
     layers = layer_cuts(job, cut, progress.safe.counts)
-    met = all(b.met for b in budgets) or not means.budgets.asked
+    short = _short_of_share(job, means, progress)
+    met = (all(b.met for b in budgets) or not means.budgets.asked) and not short
     report = started(job, means, steps)
     return replace(
         report,
@@ -71,10 +72,21 @@ def conclude(
         plan_sha256=cut.plan.digest(),
         notes=(
             *report.notes,
-            *filter(None, (progress.note,)),
+            *filter(None, (progress.note, short)),
             *out_of_reach(means.budgets, progress.correction),
         ),
     )
+
+
+def _short_of_share(job: Job, means: Means, progress: Progress) -> str:
+    """What to say where more stays than `--keep` asked for; "" where it doesn't."""
+    keep = job.config.keep
+    if keep is None:
+        return ""
+    counts = progress.safe.counts
+    asked = means.uniform(keep)
+    wider = [name for name, count in asked.items() if counts.get(name, means.grid[name][0]) > count]
+    return f"--keep {keep:g}: not reached, {len(wider)} of {len(asked)} groups are wider" if wider else ""
 
 
 def dry_run(job: Job, means: Means, progress: Progress, steps: Steps) -> Report:
