@@ -136,9 +136,8 @@ def control(folder: Path) -> tuple[Path, Path]:
 def default_model() -> Path:
     """The orientation classifier of rapidocr-onnxruntime."""
     sys.path.insert(0, str(HERE.parent / "examples"))
-    from packaged import package_file
-
     import demo
+    from packaged import package_file
 
     return Path(package_file(*demo.MODEL))
 
