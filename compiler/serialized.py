@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -84,11 +84,12 @@ def locate(
             proto.CopyFrom(model)
         elif isinstance(model, bytes):
             proto = onnx.load_model_from_string(model)
-        elif inline:
-            return _ir_to_proto(ir.load(model), make_folder, inline)
         else:
             proto = onnx.load_model(os.fspath(model), load_external_data=False)
             folder = os.path.abspath(os.path.dirname(os.fspath(model)))
+            if inline and _refers(proto):
+                return _ir_to_proto(ir.load(model), make_folder, inline)
+            folder = None if inline else folder
     except CondensecError:
         raise
     except Exception as error:
@@ -133,16 +134,28 @@ def whole(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+def _refers(proto: onnx.ModelProto) -> bool:
+    """Whether any weight lies outside; if none, the file is taken as it is: onnx_ir drops sparse weights."""
+    from onnx.external_data_helper import uses_external_data
+
+    return any(uses_external_data(tensor) for graph in _graphs(proto) for tensor in graph.initializer)
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    pending = [proto.graph]
+    while pending:
+        graph = pending.pop()
+        yield graph
+        for attribute in (a for node in graph.node for a in node.attribute):
+            pending.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+
+
 def _load_external(proto: onnx.ModelProto, tensors: Sequence[ir.ExternalTensor]) -> None:
     """Put external weights inside, found again by where they're stored."""
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
     by_place = {(os.fspath(t.location), t.offset or 0, t.length): t for t in tensors}
-    pending = [proto.graph]
-    while pending:
-        graph = pending.pop()
-        for attribute in (a for node in graph.node for a in node.attribute):
-            pending.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    for graph in _graphs(proto):
         for tensor in graph.initializer:
             if uses_external_data(tensor):
                 info = ExternalDataInfo(tensor)
