@@ -149,6 +149,17 @@ def test_weights_fit_the_sums_of_the_level(tmp_path: Path, name: str, largest: i
     assert (2 * 255 * found < 2**15) == (largest == 64), "127 would saturate: the control"
 
 
+def test_an_arm_host_gets_signed_activations_and_whole_weights(tmp_path: Path) -> None:
+    target = replace(get("host"), isa="armv8.2", latency="analytic", precisions=("int8", "fp32"))
+    one = emit.emit(uneven(), target, tmp_path, precision="int8", samples=inputs(), accept=_any)
+    graph = onnx.load(one.path).graph
+    points = {n.input[2] for n in graph.node if n.op_type == "QuantizeLinear"}
+    types = {t.data_type for t in graph.initializer if t.name in points}
+    assert types == {onnx.TensorProto.INT8}
+    whole = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert max(int(np.abs(w.astype(int)).max()) for w in whole if w.ndim > 1) == 127
+
+
 @pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512", "x86-vnni"])
 def test_depthwise_layers_of_whole_blocks_are_int8_on_every_x86_level(name: str) -> None:
     """Left in fp32 between int8 layers EfficientNet-Lite0 takes 1.21 of its fp32 time on AVX2, else 0.88."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from condensec.hardware.emission import Recipe, Request
 
-# products of u8 and s8 are summed up in 32 bits at once there; elsewhere two are added in 16 bits first
+# products of u8 and s8 are summed up in 32 bits at once; on other x86 two are added in 16 bits first
 _DOT_PRODUCT = ("avx512_vnni", "avx_vnni")
 ALL, INPUTS = "all", "inputs"
 
@@ -37,10 +37,10 @@ def variants(request: Request, precision: str) -> tuple[str, ...]:
 def write(request: Request, recipe: Recipe, path: Path) -> list[str]:
     """Write the graph as the recipe says; returns notes."""
     if recipe.precision == "int8":
-        wanted = replace(scheme(recipe, "u8"), reduce_range=request.target.isa not in _DOT_PRODUCT)
+        wanted = _suited(scheme(recipe, "u8"), request.target.isa)
         int8.write(request, lambda: prepared(request.model)[0], recipe, wanted, path)
-        bits = " of 7 bits, whose products fit 16" if wanted.reduce_range else ""
-        return [f"int8 (QDQ, {recipe.variant}), u8 activations, s8 weights{bits}, per channel"]
+        weights = "s8 weights of 7 bits, whose products fit 16," if wanted.reduce_range else "s8 weights"
+        return [f"int8 (QDQ, {recipe.variant}), {wanted.activations} activations, {weights} per channel"]
     if recipe.precision != "fp32":
         raise ConfigError(f"{recipe.precision} isn't a precision of onnxruntime on this CPU")
     model, notes = (request.model, []) if recipe.plain else prepared(request.model)
@@ -82,6 +82,13 @@ def scheme(recipe: Recipe, activations: str) -> Scheme:
     if recipe.variant == INPUTS:
         return Scheme(activations=activations, ops=QUANTIZABLE, inputs_only=True, shielded=True)
     return Scheme(activations=activations, shielded=True)
+
+
+def _suited(wanted: Scheme, isa: str) -> Scheme:
+    """With types that are exact and fast at a level: s8 on ARM, 7-bit weights on x86 without VNNI."""
+    if isa.startswith("arm"):
+        return replace(wanted, activations="s8")
+    return replace(wanted, reduce_range=isa not in _DOT_PRODUCT)
 
 
 def _source(request: Request) -> ir.Model:
