@@ -186,7 +186,11 @@ class _Run:
 
     def _repair(self, layers: list[Layer], number: int) -> None:
         layer, shared = layers[0], len(layers) > 1
-        problems = [self._problem(one, number, 1 / len(layers)) for one in layers]
+        made = [self._problem(one, number, 1 / len(layers)) for one in layers]
+        problems = [problem for problem in made if problem is not None]
+        if len(problems) < len(made):
+            self.skipped.append((layer.weight, "units were cut out of its rows: they aren't the original's"))
+            return
         student = self._student.weights
         old = self._used(layer)
         matrix = rows.as_matrix(layer, old)
@@ -223,16 +227,23 @@ class _Run:
         self._student.weights[name] = value
         self.changed[name] = value
 
-    def _problem(self, layer: Layer, number: int, share: float) -> solve.Problem:
+    def _problem(self, layer: Layer, number: int, share: float) -> solve.Problem | None:
         """The layer's rows: the student's input beside the teacher's output, both at chosen positions.
 
         Args:
             layer: one layer.
             number: its place, for the choice.
             share: of the usual number of rows.
+
+        Returns:
+            None where student and teacher don't have the same rows (heads in the batch that were cut).
         """
         mine = self._student.get([layer.x, *([layer.other] if layer.other else [])])
         theirs = self._teacher.get([layer.target])[layer.target]
+        if any(
+            rows.count(layer, x) != rows.count(layer, y) for x, y in zip(mine[layer.x], theirs, strict=True)
+        ):
+            return None
         weight = self._used(layer)
         shape = rows.shape_of(layer, weight)
         wanted = int(share * rows.wanted_rows(shape, self.most_rows))

@@ -106,6 +106,12 @@ def channels_last(layer: Layer, array: np.ndarray, index: np.ndarray) -> np.ndar
     return taken
 
 
+def count(layer: Layer, array: np.ndarray) -> int:
+    """Rows of what a layer reads or gives; samples where it slides over positions."""
+    conv = layer.node.op in ("Conv", "ConvTranspose")
+    return len(array) if conv else array.size // max(1, array.shape[-1])
+
+
 def patches(
     layer: Layer, x: np.ndarray, out: tuple[int, ...], kernel: tuple[int, ...], index: np.ndarray
 ) -> np.ndarray:
