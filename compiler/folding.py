@@ -22,7 +22,8 @@ MIXES = frozenset(
 )
 GROWTH = 2  # a result larger than so many times what it's computed from stays computed
 _NEVER = frozenset(("Bernoulli", "Multinomial"))  # beside RandomNormal, RandomUniformLike, ...
-_NO_FLOATS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING)
+# shapes, indices and text, not parameters
+NO_WEIGHTS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING)
 
 
 def fold_weights(model: ir.Model) -> tuple[str, ...]:
@@ -84,8 +85,8 @@ def _mixed(graph: ir.Graph) -> dict[ir.Value, int]:
             size = 0 if tensor is None else tensor.nbytes
         for value in node.outputs:
             known[value] = size
-        floats = any(_is_weight(value) for value in inputs[:1])
-        if any(value in found for value in inputs) or (floats and node.op_type in MIXES):
+        mixes = node.op_type in MIXES and _is_weight(inputs[0])
+        if mixes or any(value in found for value in inputs):
             found.update(dict.fromkeys(node.outputs, size))
     return found
 
@@ -101,7 +102,7 @@ def _is_plain(node: ir.Node, inputs: list[ir.Value]) -> bool:
 
 def _is_weight(value: ir.Value) -> bool:
     """Whether it may be a weight, or made of one: no sizes, indices or text."""
-    return (value.const_value.dtype if value.const_value is not None else value.dtype) not in _NO_FLOATS
+    return (value.const_value.dtype if value.const_value is not None else value.dtype) not in NO_WEIGHTS
 
 
 def _replace(graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol) -> None:

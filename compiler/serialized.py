@@ -128,9 +128,10 @@ def whole(model: ir.Model) -> onnx.ModelProto:
     """The model with all weights inside, however large: to be looked at, it may be too large to write."""
     import onnx_ir as ir
 
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    from condensec.model_checks import tensors
+
     proto = ir.to_proto(model)
-    _load_external(proto, [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)])
+    _load_external(proto, [tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)])
     return proto
 
 

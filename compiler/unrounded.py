@@ -55,7 +55,7 @@ def _replace(graph: ir.Graph, node: ir.Node) -> bool:
     for number, user in enumerate(users):
         old = user.outputs[0]
         name, old.name = old.name, f"{old.name}.rounded"
-        prefix = f"{node.name or name}.{number}"
+        prefix = f"{node.name or name}.condensec.{number}"
         limits = [_constant(graph, f"{prefix}.{i}", bound) for i, bound in enumerate(bounds[:2])]
         clip = ir.Node("", "Clip", [source, *limits], name=f"{prefix}{CLIP}")
         clip.outputs[0].name, clip.outputs[0].type, clip.outputs[0].shape = name, old.type, old.shape

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from condensec.folding import NO_WEIGHTS
 from condensec.passes.arithmetic import names
 from condensec.passes.bodies import is_open
 from condensec.passes.context import Context
@@ -23,8 +24,6 @@ from condensec.plan import Split
 
 VIEWS = names("Cast DequantizeLinear Flatten Identity Reshape Squeeze Transpose Unsqueeze")
 VECTOR_LIMIT = 1 << 16  # a shared vector longer than this is a real shared weight, not a deduplicated bias
-# Shapes, indices and text, not parameters.
-NO_WEIGHTS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING)
 _INT32_BIASES = frozenset(  # operator and input; a zero-point goes with its bias
     (("DequantizeLinear", 0), ("DequantizeLinear", 2), ("QGemm", 6), ("QLinearConv", 8))
 )

@@ -10,21 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
+from condensec.passes.arithmetic import names
+
 _LAYERS = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 _STATES = (5, 6)  # initial_h, initial_c
-_MOVES = (
-    "Cast",
-    "Expand",
-    "Gather",
-    "Identity",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Tile",
-    "Transpose",
-    "Unsqueeze",
-)
+_MOVES = names("Cast Expand Gather Identity Reshape Slice Split Squeeze Tile Transpose Unsqueeze")
 
 
 def leave_zeros_out(model: ir.Model) -> int:
