@@ -13,9 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from condensec.healing import client, environment, gradient_graph
+from condensec.healing import client, environment, gradient_graph, static
 from condensec.healing.graph import IR, OPSET
 from condensec.healing.losses import LOSS
+from condensec.healing.normalized import normalize
 
 # What is asked: the block; and for each graph the plain gradients and those of the rewritten graph, through
 # the engine, which compares them and says so where it doesn't use the faster one.
@@ -150,11 +151,28 @@ def linear() -> Network:
     return nodes, {"w1": (14, 256), "w2": (256, 272), "b2": (272,), "w3": (272, 256)}
 
 
+def normalized() -> Network:
+    """Convolutions with biases, of even and uneven widths, a shortcut, one that nothing blocked reads."""
+    nodes = [
+        node("Conv", "x w1 b1", "a", **PADS), node("Relu", "a", "ar"),
+        node("Conv", "ar w2 b2", "c", **PADS), node("Relu", "c", "cr"),
+        node("Conv", "cr w3 b3", "d", **PADS), node("Add", "d ar", "e"), node("Relu", "e", "er"),
+        node("Conv", "er w4 b4", "f", strides=[2, 2], **PADS), node("Tanh", "f", "ft"),
+        node("Conv", "ft w5 b5", "g"), node("Sigmoid", "g", "y"),
+    ]  # fmt: skip
+    weights = {
+        "w1": (16, 3, 3, 3), "b1": (16,), "w2": (30, 16, 3, 3), "b2": (30,), "w3": (16, 30, 3, 3),
+        "b3": (16,), "w4": (27, 16, 3, 3), "b4": (27,), "w5": (7, 27, 1, 1), "b5": (7,),
+    }  # fmt: skip
+    return nodes, weights
+
+
 # network and samples of a part: none, less than, exactly and twice what a block of samples takes
 NETWORKS = {
     "residual": (residual, 3), "residual-4": (residual, 4), "residual-16": (residual, 16),
     "residual-32": (residual, 32), "residual-24": (residual, 24), "depthwise": (depthwise, 3),
     "depthwise-16": (depthwise, 16), "uneven": (uneven, 5),
+    "normalized-16": (normalized, 16), "normalized-24": (normalized, 24),
     "edges-8": (edges, 8), "edges-32": (edges, 32), "linear-32": (linear, 32), "linear-20": (linear, 20),
 }  # fmt: skip
 CHANGED = {
@@ -167,6 +185,8 @@ CHANGED = {
     "edges-32": 13,
     "linear-32": 3,
     "linear-20": 1,
+    "normalized-16": 17,
+    "normalized-24": 17,
 }
 
 
@@ -187,7 +207,17 @@ def written(name: str, folder: Path) -> dict[str, Any]:
     constants.append(numpy_helper.from_array(np.array([0, 2, 3]), "axes"))
     graph = helper.make_graph(nodes, name, inputs, [loss], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
-    onnx.save(onnx.shape_inference.infer_shapes(model), str(folder / f"{name}.onnx"))
+    model = onnx.shape_inference.infer_shapes(model)
+    if network is normalized:
+        copy, _ = static.read(model, arrays)
+        with_norms = normalize(copy, list(shapes))
+        assert with_norms is not None
+        assert len(with_norms.sites) == 5
+        model = with_norms.model
+        for site in with_norms.sites:
+            shapes[site.scale] = (site.channels,)
+            arrays[site.scale] = rng.uniform(0.5, 2, site.channels).astype(np.float32)
+    onnx.save(model, str(folder / f"{name}.onnx"))
     np.savez(folder / f"{name}.npz", **arrays)
     case = {"model": f"{name}.onnx", "arrays": f"{name}.npz", "plain": f"{name}.plain.onnx",
             "faster": f"{name}.faster.onnx", "result": f"{name}.result.npz"}  # fmt: skip

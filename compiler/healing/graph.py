@@ -109,6 +109,13 @@ class Graph:
         self._counter += 1
         return f"heal.{self._counter}.{hint}"
 
+    def copy(self) -> Graph:
+        """Another one of the same nodes and constants, which are shared."""
+        return Graph(
+            list(self.nodes), dict(self.constants), dict(self.inputs), list(self.outputs),
+            dict(self.shapes), dict(self.types), self._counter,
+        )  # fmt: skip
+
     def consumers(self) -> dict[str, list[int]]:
         """Value name -> indices of the nodes that read it, subgraphs included."""
         found: dict[str, list[int]] = {}

@@ -59,6 +59,8 @@ class HealOptions:
             are left alone.
         zeros: names of weights whose zeros stay zeros.
         thin: zeros that come on the way; the best weights are then the best that have all of them.
+        batch_norm: "on" trains convolutions with batch normalization, which is folded into what is given
+            back; "auto" where much is broken: zeros come on the way, or outputs are far off.
         seed: order of the batches.
         jobs: threads.
         stall: seconds without a sign of life after which the worker is taken for hung.
@@ -80,6 +82,7 @@ class HealOptions:
     freeze: str | None = None
     zeros: tuple[str, ...] = ()
     thin: Thin | None = None
+    batch_norm: Literal["auto", "on", "off"] = "auto"
     seed: int = 0
     jobs: int = 1
     stall: float = 600.0

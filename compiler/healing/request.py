@@ -18,7 +18,7 @@ from condensec.healing.training import Training
 if TYPE_CHECKING:
     from condensec.data import Samples
 
-_VERSION = 3  # of the files in the state folder
+_VERSION = 4  # of the files in the state folder
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ def request_of(
         if part is not None:
             paths[name] = str(state / f"{name}.onnx")
             Path(paths[name]).write_bytes(part.SerializeToString())
-    names = list(training.weights)
-    initial = {f"w{i}": training.weights[name] for i, name in enumerate(names)}
+    scales = _scales(training)
+    initial = {f"w{i}": value for i, value in enumerate([*training.weights.values(), *scales.values()])}
+    names = [*training.weights, *scales]  # what is given back first: the parent reads it by its place
     targets.write_npz(state / "initial.npz", initial)
     optimizer = {
         "kind": options.optimizer,
@@ -100,9 +101,29 @@ def request_of(
         "zeros": [name for name in names if name in options.zeros],
         **_thin(options, names, state),
         **shorter.write(training, state),
+        **_norms(training, state),
         "optimizer": optimizer,
         "state": str(state),
     }
+
+
+def _scales(training: Training) -> dict[str, np.ndarray]:
+    """What is trained beside the weights where convolutions are normalized."""
+    sites = training.normalized.sites if training.normalized is not None else ()
+    return {site.scale: np.ones(site.channels, np.float32) for site in sites}
+
+
+def _norms(training: Training, state: Path) -> dict[str, Any]:
+    """Graphs with batch normalization; nothing where there is none."""
+    given = training.normalized
+    if given is None:
+        return {}
+    graphs = {"normalized": given.model, "statistics": given.statistics, "plain": given.plain}
+    files = {name: str(state / f"{name}.onnx") for name in graphs}
+    for name, graph in graphs.items():
+        Path(files[name]).write_bytes(graph.SerializeToString())
+    sites = [[site.weight, site.bias, site.scale] for site in given.sites]
+    return {"normalized": files["normalized"], "norms": {"files": files, "sites": sites}}
 
 
 def _thin(options: HealOptions, names: Sequence[str], state: Path) -> dict[str, Any]:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from condensec.healing.graph import Graph
     from condensec.healing.lengths import Compared
 
+BROKEN = 0.3  # of the outputs' variance: what a student is off by where batch normalization pays
+
 
 def heal(
     student: Path,
@@ -171,6 +173,9 @@ def _prepare(
     augment = resolve(options.augment, train, seed=options.seed, batch=batch)
     outputs = targets.shared_outputs(models.student, models.teacher)
     answers, pace = targets.sample(models.teacher, train, outputs, options.jobs)
+    if options.batch_norm == "auto":
+        broken = options.thin is not None or targets.off(models.path, train, answers, options.jobs) > BROKEN
+        options = replace(options, batch_norm="on" if broken else "off")
     training = _training(models, train, answers, options, part)
     fitting = parts.fitting(models.student, training.model, part)
     if fitting != part:
@@ -244,7 +249,8 @@ def _prepared(models: _Models, train: Samples, choose: Choose, options: HealOpti
     def is_frozen(name: str) -> bool:
         return name in sides or bool(pattern and pattern.search(name))
 
-    return prepare(settled(models.student, train, batch), feeds, choose, labels, freeze=is_frozen)
+    student = settled(models.student, train, batch)
+    return prepare(student, feeds, choose, labels, freeze=is_frozen, batch_norm=options.batch_norm == "on")
 
 
 def _shorter(

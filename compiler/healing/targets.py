@@ -66,6 +66,27 @@ def sample(
     return {name: answers[name] for name in outputs}, pace
 
 
+def off(student: Path, samples: Samples, answers: Mapping[str, np.ndarray], threads: int) -> float:
+    """How far a student is from its teacher: the largest mean squared distance over the variance.
+
+    Args:
+        student: model file.
+        samples: as `sample` got them.
+        answers: what that gave.
+        threads: for onnxruntime.
+    """
+    from condensec.runner import Session
+
+    given = Session(student, threads=threads).run_samples(_few(samples))
+    found = [0.0]
+    for name, wanted in answers.items():
+        if wanted.dtype.kind == "f" and given[name].shape == wanted.shape:
+            distance = np.mean(np.square(given[name].astype(np.float64) - wanted))
+            spread = np.mean(np.var(wanted, axis=0, dtype=np.float64))  # from sample to sample
+            found.append(float(distance / max(float(spread), 1e-30)))
+    return max(found)
+
+
 def insides(teacher: Path, samples: Samples, names: Sequence[str], threads: int) -> dict[str, np.ndarray]:
     """Values inside the teacher on a few samples.
 

@@ -15,6 +15,7 @@ from condensec.healing.features import Match
 from condensec.healing.fold import fold_batch_norms
 from condensec.healing.graph import Feeds, Graph
 from condensec.healing.legalize import legalize
+from condensec.healing.normalized import Normalized, normalize
 from condensec.healing.static import infer, read, run, run_model
 from condensec.healing.trainable import (
     blocked,
@@ -48,6 +49,8 @@ class Training:
         around: nodes without a gradient in whose place the teacher's values are learned, with the reason.
         trained_share: trained parameters / all parameters that are weights.
         terms: of the loss.
+        normalized: the copy with batch normalization; None where it isn't asked for, or there is nothing to
+            normalize.
     """
 
     model: onnx.ModelProto
@@ -62,6 +65,7 @@ class Training:
     uses_labels: bool
     trained_share: float
     terms: tuple[losses.Term, ...]
+    normalized: Normalized | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of a sample in each of the graph's inputs."""
@@ -100,6 +104,7 @@ def prepare(
     labels: np.ndarray | None,
     *,
     freeze: Callable[[str], bool] = lambda name: False,
+    batch_norm: bool = False,
 ) -> Training:
     """Make the training graph of a student.
 
@@ -109,6 +114,7 @@ def prepare(
         choose: picks the loss terms once the graph's shapes, and the nodes without gradient, are known.
         labels: one batch of labels.
         freeze: weights the user doesn't want trained, by their names or those of nodes that read them.
+        batch_norm: normalize what can be, see `condensec.healing.normalized`.
 
     Raises:
         HealError: nothing can be trained, or the copy doesn't compute what the student does.
@@ -154,6 +160,7 @@ def prepare(
         uses_labels=losses.LABELS in graph.inputs,
         trained_share=_share(weights, frozen, graph, model),
         terms=tuple(terms),
+        normalized=normalize(graph, found.trained) if batch_norm and not values else None,
     )
 
 

@@ -35,6 +35,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], float | int | str], str]] = {
     "freeze": ("freeze", str, "a regular expression without commas"),
     "patience": ("patience", int, "validations without a better one, 0 = never stop early"),
     "views": ("views", int, "augmented views used in turn, 0 = a new one every other epoch"),
+    "batch-norm": ("batch_norm", str, "on, off or auto (convolutions are normalized where much is broken)"),
     # of the stack, not of one training: no field of HealOptions
     "zeros": ("", float, "the share of the training for zeros, from 0 to below 1"),
     "quantized": ("", float, "the share of the training for int8 graphs, from 0 to below 1"),
@@ -51,6 +52,7 @@ _ALLOWED: dict[str, Callable[[Any], bool]] = {
     "freeze": _is_pattern,
     "patience": lambda v: v >= 0,
     "views": lambda v: v >= 0,
+    "batch-norm": lambda v: v in ("on", "off", "auto"),
     "zeros": lambda v: 0 <= v < 1,
     "quantized": lambda v: 0 <= v < 1,
     "qat": lambda v: v in ("on", "off", "auto"),

@@ -23,7 +23,7 @@ from condensec.stages.steps import Steps
 
 Weights = Mapping[str, npt.NDArray[Any]]
 MANY = 0.6  # zeros: more come while the model trains, where there is time for it
-GRADUAL = 0.75  # of the time for zeros goes into that; the rest is for what they are then
+GRADUAL = 0.75  # of the time for zeros goes into that; the rest is for fewer, if the guard wants it
 LEAST_SECONDS = 30.0  # starting a training takes some of it
 TRIES = 6  # of a smaller share, or fewer layers, at most
 
@@ -148,7 +148,8 @@ def _gradually(stage: Stage, layers: Sequence[Layer], wanted: Sparsity, zeros: M
     Returns:
         None where all may go at once (few zeros), where there is no time to train, or where training failed.
     """
-    seconds = stage.healer.minutes.seconds_left(stage.progress, GRADUAL)
+    share = GRADUAL if math.isfinite(stage.job.config.max_drop) else 1.0
+    seconds = stage.healer.minutes.seconds_left(stage.progress, share)
     if wanted.share < MANY or seconds is None or not LEAST_SECONDS <= seconds < math.inf:
         return None
     made = zeros(layers, wanted)

@@ -21,6 +21,7 @@ from math import prod
 import onnx
 
 from condensec.healing.gradient_graph import depthwise, layout
+from condensec.healing.gradient_graph.batch import Batch, Statistics
 from condensec.healing.gradient_graph.convolution import Geometry, kernel_gradient
 from condensec.healing.gradient_graph.kernel import Kernel, Layout, is_worth
 from condensec.healing.gradient_graph.writing import Writer, chain
@@ -50,12 +51,14 @@ class Blocked:
         self._blocked: dict[str, str] = {}  # value -> its name in blocks
         self._native: set[str] = set()  # values made in blocks
         self._plain: set[str] = set()  # of these: those that were written out plainly as well
+        self._normalized: dict[str, Statistics] = {}  # a saved mean's name -> what was made in its place
         self.changed = 0
 
     def rewrite(self, nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
         """The nodes that compute the same outputs."""
         kinds: dict[str, Callable[[onnx.NodeProto], bool]]
         kinds = {"Conv": self._convolution, "ConvGrad": self._gradients}
+        kinds |= {"BatchNormInternal": self._batch, "BatchNormalizationGrad": self._batch_gradients}
         for node in nodes:
             done = kinds.get(node.op_type, self._element_by_element)(node)
             if not done:
@@ -142,6 +145,33 @@ class Blocked:
             geometry, [x if direct else self._in_blocks(x), weight, *bias], node.output[0], geometry.pads
         )
         return True
+
+    def _batch(self, node: onnx.NodeProto) -> bool:
+        """A batch normalization of what was made in blocks; its statistics are for its gradient alone."""
+        x, scale, shift = node.input[:3]
+        if x not in self._native:
+            return False
+        writer = self._batch_of(x)
+        epsilon = Node(node).attribute("epsilon", 1e-5)
+        made = writer.forward(self._in_blocks(x), scale, shift, epsilon, self._made(node.output[0]))
+        self._normalized[node.output[3]] = made
+        self.changed += 1
+        return True
+
+    def _batch_gradients(self, node: onnx.NodeProto) -> bool:
+        dy, x, _, mean, _ = node.input
+        made = self._normalized.get(mean)
+        if made is None:
+            return False
+        into, scale, shift = node.output
+        gradient = self._in_blocks(dy)
+        names = (self._made(into) if into else "", scale, shift)
+        self._batch_of(x).gradient(gradient, self._in_blocks(x), made, names)
+        self.changed += 1
+        return True
+
+    def _batch_of(self, x: str) -> Batch:
+        return Batch(self._writer.shapes[x], self._block, self._found, self._writer)
 
     def _are_images(self, *names: str) -> bool:
         """Known to be [N, C, H, W]."""

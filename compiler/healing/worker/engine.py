@@ -53,7 +53,8 @@ class Engine:
     Args:
         files: "model" is the forward graph (inputs, targets and weights in, the loss out), for one part.
             Where it has operators without a gradient: "behind" is what gets their results as inputs, and
-            is differentiated in its place; "before" computes these results.
+            is differentiated in its place; "before" computes these results. "normalized", if there, is
+            differentiated in its place, too.
         weights: name -> array; read at every call, so updates in place are seen.
         gradients: name -> array of the same shape; written at every `step`.
         threads: in all.
@@ -87,7 +88,8 @@ class Engine:
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if _cores() >= each else "0")
         providers = ["CPUExecutionProvider"]
-        behind = files["behind"].read_bytes() if "behind" in files else raw
+        other = next((files[name] for name in ("behind", "normalized") if name in files), None)
+        behind = raw if other is None else other.read_bytes()
         model = gradient_model(behind, list(weights))
         faster = model if improve is None else improve(model)
         self._tell = tell
@@ -98,6 +100,7 @@ class Engine:
         self._train = self._opened(model)
         self._evaluate = onnxruntime.InferenceSession(raw, options, providers=providers)
         self._given = self._evaluate.get_inputs()
+        self._known = {i.name for i in self._given}
         self._before = None
         if "before" in files:
             first = files["before"].read_bytes()
@@ -195,6 +198,7 @@ class Engine:
 
     def loss(self, feeds: Arrays, weights: Arrays) -> float:
         """Mean loss of a batch under other weights."""
+        weights = {name: array for name, array in weights.items() if name in self._known}
 
         def one(number: int) -> float:
             return float(self._evaluate.run([LOSS], {**self._cut(feeds, number), **weights}, self._quiet)[0])

@@ -38,6 +38,7 @@ _PLANS = (
 _MOST = 250  # steps of one run
 GROWTH, MOST_GROWTH = 0.35, 6.0  # of the rate, with the length of the run: the exponent, and how far at most
 BROKEN = 0.5  # of the loss at the start is gone in a run in miniature: much was broken, and no rate grows
+NORMALIZED = 2.5  # times the rates with batch normalization, which lets longer steps pass
 LARGEST = 0.032  # relative step that nothing was seen to gain from
 
 
@@ -57,11 +58,13 @@ class Trial:
 LATEST = 0.3  # share of the time left after which trying ends, come what may
 
 
-def plan(total: float) -> tuple[tuple[float, ...], int]:
+def plan(total: float, *, normalized: bool = False) -> tuple[tuple[float, ...], int]:
     """(rates, steps of one run) for a run of `total` steps; no rates where it is too short for trials."""
+    factor = NORMALIZED if normalized else 1.0
     for least, rates, steps, share in _PLANS:
         if total >= least:
-            return rates, min(max(steps, int(share * total / len(rates))), _MOST)
+            longer = int(share * total / len(rates))
+            return tuple(factor * rate for rate in rates), min(max(steps, longer), _MOST)
     return (), 0
 
 
@@ -107,14 +110,14 @@ class Bench:
         engine: gives losses and gradients.
         optimizer: of the weights; left as the last run made it.
         stream: training batches.
-        weights: their layout.
+        shipped: weights as they are judged, of a buffer.
         validation: what the runs are judged by.
     """
 
     engine: Engines
     optimizer: Optimizer
     stream: Stream
-    weights: Flat
+    shipped: Callable[[np.ndarray], Flat]
     validation: Batches
 
     def tried(
@@ -133,8 +136,7 @@ class Bench:
 
     def loss_on_few(self, buffer: np.ndarray) -> float:
         """Loss under some weights on the first validation batches."""
-        weights = self.weights.like()
-        weights.buffer[:] = buffer
+        weights = self.shipped(buffer)
         total = count = 0.0
         for batch, new in self.validation.in_order():
             total += new * self.engine.loss(batch, weights.views)

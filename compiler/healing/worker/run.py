@@ -18,6 +18,7 @@ from .channel import Channel, peak_rss_mb, write_npz
 from .clock import Clock
 from .data import Batches, Files, Kinds, Stream
 from .engine import Engine, Engines
+from .norms import Norms
 from .optimizer import Flat, Optimizer, Settings
 from .zeros import TRIED, UNTIL, Zeros
 
@@ -42,7 +43,7 @@ class Run:
             arrays = {name: stored[f"w{i}"] for i, name in enumerate(request["names"])}
         self._weights = Flat(arrays)
         self._gradients = self._weights.like()
-        parts: tuple[str, ...] = ("model", "behind", "before")
+        parts: tuple[str, ...] = ("model", "behind", "before", "normalized")
         files = {part: Path(request[part]) for part in parts if part in request}
         graphs = [*({"model": Path(path)} for path in request.get("shorter", [])), files]
         batch, seed = int(request["batch"]), int(request["seed"])
@@ -65,6 +66,10 @@ class Run:
         steps = max(1, int(request["samples"]) // batch) if kinds is None else kinds.steps(batch)
         self._stream = Stream(self._files, steps, batch, seed, kinds)
         self._val = Batches(request["validation"], batch, 0, Kinds.asked(request, "validation"))
+        self._norms = Norms.of(request, self._weights)
+        if self._norms is not None:
+            self._norms.begin(self._stream.next)
+            self._stream.seek(0, 0)
         self._clock = Clock(request.get("epochs"), request.get("seconds"), self._stream, self._val)
         self._lr: float | None = request["optimizer"]["lr"]
         self._settings = Settings.of({**request["optimizer"], "lr": self._lr or probe.DEFAULT})
@@ -145,8 +150,8 @@ class Run:
         start = self._weights.buffer.copy()
         latest = begun + probe.LATEST * self._clock.left
         total = self._total_steps()
-        rates, steps = probe.plan(total)
-        bench = probe.Bench(self._engine, self._optimizer, self._stream, self._weights, self._val)
+        rates, steps = probe.plan(total, normalized=self._norms is not None)
+        bench = probe.Bench(self._engine, self._optimizer, self._stream, self._shipped, self._val)
         trials: list[probe.Trial] = []
         for rate in rates:
             settings = replace(self._settings, lr=rate, warmup=0.2)
@@ -236,8 +241,7 @@ class Run:
         begun = time.monotonic()
         if self._clock.is_over() and not self._zeros.complete:
             self._optimizer.fix(self._zeros.reach(1.0))
-        average = Flat(self._weights.views)
-        average.buffer[:] = self._optimizer.average
+        average = self._shipped(self._optimizer.average)
         self._value = self._validate(average)
         if not math.isfinite(self._value) and self._round:
             self._roll_back()
@@ -251,6 +255,14 @@ class Run:
         stop = self._tell_round(self._round - 1)
         self._clock.validation_took(time.monotonic() - begun)
         return stop
+
+    def _shipped(self, buffer: np.ndarray) -> Flat:
+        """Weights as the file has them; others behind them are nobody's."""
+        if self._norms is not None:
+            return self._norms.folded(buffer, begun=self._optimizer.step_count > 0)
+        found = self._weights.like()
+        found.buffer[:] = buffer
+        return found
 
     def _tell_round(self, number: int) -> bool:
         (total, count), self._losses = self._losses, [0.0, 0.0]
