@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from condensec.errors import ConfigError
 from condensec.healing import HealOptions, targets
-from condensec.healing.normalized import normalize
+from condensec.healing.normalized import EPSILON, normalize
 from condensec.healing.static import read
 from condensec.healing.training import prepare
 from condensec.healing.worker.norms import Norms
@@ -127,7 +127,7 @@ def test_folding_gives_what_the_normalized_copy_computes(tmp_path: Path) -> None
     weights = Flat({**training.weights, **scales})
     norms = Norms.__new__(Norms)  # its sessions need operators of onnxruntime-training
     sites = [(s.weight, s.bias, s.scale) for s in found.sites]
-    norms._sites, norms._weights = sites, weights
+    norms._sites, norms._weights, norms._epsilon = sites, weights, EPSILON
 
     def measured(session: Any, views: Any) -> Any:
         values = list(_statistics_in_numpy(found, views, feeds["x"]).values())

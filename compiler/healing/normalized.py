@@ -10,16 +10,24 @@ graph: W' = W g / s and b' = shift - m g / s, with m and s the mean and the devi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
 from condensec.healing.graph import MICROSOFT, Emitter, Graph, Node
 
+if TYPE_CHECKING:
+    from condensec.data import Samples
+
 EPSILON = 1e-5
+SAMPLES = 512  # that means and variances are taken over,
+_BYTES = 1 << 27  # held in memory: fewer of large ones, but a part
 LEAST = 256  # values that a mean is taken over: fewer say nothing of a channel
 _OPERATOR = f"{MICROSOFT}.BatchNormInternal"  # what has a gradient in onnxruntime-training
 
@@ -110,8 +118,6 @@ def _sites(graph: Graph, trained: Collection[str]) -> tuple[Site, ...]:
 
 def _normalized(site: Site, proto: onnx.NodeProto, graph: Graph) -> tuple[list[onnx.NodeProto], str]:
     """The convolution without its bias, normalized, and the name of what it gives before that."""
-    import numpy as np
-
     e = Emitter(graph, proto.name or site.value)
     before = graph.fresh(f"{site.value}.before")
     conv = onnx.NodeProto()
@@ -148,3 +154,25 @@ def _statistics(graph: Graph, values: dict[Site, str], weights: Collection[str])
     read = {name for node in part.nodes for name in node.input}
     part.inputs = {name: port for name, port in part.inputs.items() if name in read}
     return part.model(as_inputs=[name for name in weights if name in part.constants])
+
+
+def samples_of(train: Samples, inputs: Sequence[str], part: int, folder: Path) -> dict[str, str]:
+    """Write the samples that means and variances are taken over, evenly spread over the training set.
+
+    Args:
+        train: samples, not augmented.
+        inputs: of the graphs.
+        part: samples the graphs take: whole parts are written, repeated from the start where there are few.
+        folder: to write to.
+
+    Returns:
+        Input -> .npy file.
+    """
+    size = sum(train.inputs[name][:1].nbytes for name in inputs)
+    parts = max(1, min(SAMPLES, _BYTES // max(size, 1)) // part)
+    rows = np.linspace(0, len(train) - 1, parts * part).astype(np.int64)
+    files = {name: folder / f"statistics{i}.npy" for i, name in enumerate(inputs)}
+    for name, path in files.items():
+        array = train.inputs[name][rows]
+        np.save(path, array.astype(np.float32) if array.dtype.kind == "f" else array)
+    return {name: str(path) for name, path in files.items()}

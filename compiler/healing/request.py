@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from condensec.healing import budget, gradient_graph, targets
+from condensec.healing import budget, gradient_graph, normalized, targets
 from condensec.healing.options import HealOptions
 from condensec.healing.training import Training
 
@@ -123,7 +123,8 @@ def _norms(training: Training, state: Path) -> dict[str, Any]:
     for name, graph in graphs.items():
         Path(files[name]).write_bytes(graph.SerializeToString())
     sites = [[site.weight, site.bias, site.scale] for site in given.sites]
-    return {"normalized": files["normalized"], "norms": {"files": files, "sites": sites}}
+    norms = {"files": files, "sites": sites, "epsilon": normalized.EPSILON}
+    return {"normalized": files["normalized"], "norms": norms}
 
 
 def _thin(options: HealOptions, names: Sequence[str], state: Path) -> dict[str, Any]:

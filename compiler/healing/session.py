@@ -28,6 +28,7 @@ from condensec.healing.events import Progress
 from condensec.healing.features import Slices
 from condensec.healing.judge import Judge
 from condensec.healing.lengths import Lengths
+from condensec.healing.normalized import samples_of
 from condensec.healing.options import HealOptions, HealResult
 from condensec.healing.request import Shorter, fingerprint, request_of
 from condensec.healing.side import ports, settled
@@ -203,6 +204,8 @@ def _prepare(
     files = {"validation": judged}
     if augment is None:
         files["train"] = original.write(train, state / "train")
+    if training.normalized is not None:
+        files["statistics"] = samples_of(train, training.inputs, part, state)
     if share is None:
         share = budget.Share(key, *counts, budget.remaining(options, begun))
         budget.store(state, share)

@@ -67,9 +67,6 @@ class Run:
         self._stream = Stream(self._files, steps, batch, seed, kinds)
         self._val = Batches(request["validation"], batch, 0, Kinds.asked(request, "validation"))
         self._norms = Norms.of(request, self._weights)
-        if self._norms is not None:
-            self._norms.begin(self._stream.next)
-            self._stream.seek(0, 0)
         self._clock = Clock(request.get("epochs"), request.get("seconds"), self._stream, self._val)
         self._lr: float | None = request["optimizer"]["lr"]
         self._settings = Settings.of({**request["optimizer"], "lr": self._lr or probe.DEFAULT})
