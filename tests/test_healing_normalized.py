@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from healing_tools import Setting
+from healing_tools import Setting, noisy
 from onnx import TensorProto, helper, numpy_helper
 
+from condensec.data import Samples
 from condensec.errors import ConfigError
-from condensec.healing import HealOptions, targets
-from condensec.healing.normalized import EPSILON, normalize
+from condensec.healing import HealOptions, heal, targets
+from condensec.healing.normalized import EPSILON, normalize, samples_of
 from condensec.healing.static import read
 from condensec.healing.training import prepare
 from condensec.healing.worker.norms import Norms
@@ -187,6 +188,67 @@ def test_how_far_off_a_student_is(tmp_path: Path) -> None:
     answers, _ = targets.sample(one.teacher, one.train, ["y"], 1)
     assert targets.off(one.teacher, one.train, answers, 1) == 0.0
     assert targets.off(one.student, one.train, answers, 1) > 0.3
+
+
+def test_every_part_of_a_sorted_set_spans_it(tmp_path: Path) -> None:
+    train = Samples({"x": np.arange(1000, dtype=np.float64), "unread": np.zeros(1000)})
+    files = samples_of(train, ["x"], 16, tmp_path)
+    assert list(files) == ["x"]
+    found = np.load(files["x"])
+    assert found.dtype == np.float32
+    assert found.shape == (512,)
+    for row in found.reshape(-1, 16):
+        np.testing.assert_allclose(np.diff(row), 1000 / 16, rtol=0.05)
+    few = samples_of(Samples({"x": np.arange(5.0)}), ["x"], 16, tmp_path)
+    assert set(np.load(few["x"])) == set(range(5))
+
+
+def by_character() -> onnx.ModelProto:
+    """Tokens, a convolution of one position each, and the sum over those that count."""
+    rng = np.random.default_rng(0)
+    shapes = {"table": (30, 8), "w": (12, 8, 1, 1), "b": (12,), "v": (12, 4)}
+    constants = [
+        numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in shapes.items()
+    ]
+    constants += [numpy_helper.from_array(np.array(v), n) for n, v in {"last": [3], "ends": [2, 3]}.items()]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("Unsqueeze", ["t", "last"], ["u"]),
+        helper.make_node("Conv", ["u", "w", "b"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Cast", ["attention_mask"], ["m"], to=1),
+        helper.make_node("Unsqueeze", ["m", "sides"], ["mask"]),
+        helper.make_node("Mul", ["r", "mask"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "ends"], ["s"], keepdims=0),
+        helper.make_node("MatMul", ["s", "v"], ["y"]),
+    ]
+    constants.append(numpy_helper.from_array(np.array([1, 3]), "sides"))
+    ports = [
+        helper.make_tensor_value_info(n, TensorProto.INT64, ["N", "S"])
+        for n in ("input_ids", "attention_mask")
+    ]
+    ends = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])]
+    graph = helper.make_graph(nodes, "by_character", ports, ends, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize("shorter", [True, False])
+def test_padded_samples_are_trained_as_before(tmp_path: Path, shorter: bool) -> None:
+    """Graphs of several lengths share their weights: none of them is normalized; the control: one length."""
+    rng = np.random.default_rng(1)
+    filled = rng.integers(2, 6, 128) if shorter else np.full(128, 32)
+    filled[0] = 32
+    mask = (np.arange(32) < filled[:, None]).astype(np.int64)
+    train = Samples({"input_ids": rng.integers(1, 30, mask.shape) * mask, "attention_mask": mask})
+    teacher, student = tmp_path / "t.onnx", tmp_path / "s.onnx"
+    onnx.save(by_character(), teacher)
+    onnx.save(noisy(by_character()), student)
+    weights = []
+    for kind in ("on", "off"):
+        options = HealOptions(epochs=2, lr=0.01, batch_norm=kind)
+        weights.append(heal(student, teacher, train, train, options, state=tmp_path / kind).weights["w"])
+    assert np.array_equal(*weights) == shorter
 
 
 def test_asked_for_by_name() -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EPSILON = 1e-5
 SAMPLES = 512  # that means and variances are taken over,
 _BYTES = 1 << 27  # held in memory: fewer of large ones, but a part
+FEWEST = 4  # samples of a part: pixels of the same ones are alike
 LEAST = 256  # values that a mean is taken over: fewer say nothing of a channel
 _OPERATOR = f"{MICROSOFT}.BatchNormInternal"  # what has a gradient in onnxruntime-training
 
@@ -111,7 +112,7 @@ def _sites(graph: Graph, trained: Collection[str]) -> tuple[Site, ...]:
         own = all(name in trained and len(readers[name]) == 1 for name in (weight, bias))
         if node.op != "Conv" or not own or len(shape) != 4 or value in graph.outputs:
             continue
-        if shape[0] > 1 and shape[0] * prod(shape[2:]) >= LEAST:
+        if shape[0] >= FEWEST and shape[0] * prod(shape[2:]) >= LEAST:
             found.append(Site(weight, bias, f"heal.scale.{weight}", value, shape[1]))
     return tuple(found)
 
@@ -157,7 +158,10 @@ def _statistics(graph: Graph, values: dict[Site, str], weights: Collection[str])
 
 
 def samples_of(train: Samples, inputs: Sequence[str], part: int, folder: Path) -> dict[str, str]:
-    """Write the samples that means and variances are taken over, evenly spread over the training set.
+    """Write the samples that means and variances are taken over.
+
+    Each part is spread evenly over the training set: what is normalized over samples of one class, say, is
+    none of the classes' mean, and many sets are sorted.
 
     Args:
         train: samples, not augmented.
@@ -170,7 +174,7 @@ def samples_of(train: Samples, inputs: Sequence[str], part: int, folder: Path) -
     """
     size = sum(train.inputs[name][:1].nbytes for name in inputs)
     parts = max(1, min(SAMPLES, _BYTES // max(size, 1)) // part)
-    rows = np.linspace(0, len(train) - 1, parts * part).astype(np.int64)
+    rows = np.linspace(0, len(train) - 1, parts * part).astype(np.int64).reshape(part, parts).T.ravel()
     files = {name: folder / f"statistics{i}.npy" for i, name in enumerate(inputs)}
     for name, path in files.items():
         array = train.inputs[name][rows]

@@ -184,6 +184,7 @@ def _prepare(
     padded = None if augment is not None else lengths.find(models.student, train, batch)
     shorter = [] if padded is None else _shorter(models, train, training, options, part, padded)
     padded = padded if shorter else None
+    training = replace(training, normalized=None) if shorter else training  # shorter ones have other means
     key = budget.job_key(models.path, models.teacher, options, (len(train), len(validation)))
     share = budget.stored(state, key)
     counts = (share.train, share.validation) if share else budget.counts(
