@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from condensec.data import Samples
 from condensec.errors import ConfigError
 from condensec.healing import HealOptions, heal, targets
+from condensec.healing.judge import with_weights
 from condensec.healing.normalized import EPSILON, normalize, samples_of
 from condensec.healing.static import read
 from condensec.healing.training import prepare
@@ -104,14 +105,18 @@ def _without_worker(model: onnx.ModelProto) -> Any:
     return prepare(model, feeds, choose, None, batch_norm=True), feeds
 
 
-def _statistics_in_numpy(found: Any, weights: Any, x: np.ndarray) -> dict[str, np.ndarray]:
-    """What the worker's session would give: onnx's own batch normalization in place of its internal one."""
-    model = onnx.ModelProto()
-    model.CopyFrom(found.statistics)
+def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
+    """onnx's own batch normalization in place of onnxruntime-training's internal one."""
     for node in model.graph.node:
         if node.op_type == "BatchNormInternal":
             node.op_type, node.domain = "BatchNormalization", ""
             del node.output[3:]
+    return model
+
+
+def _statistics_in_numpy(found: Any, weights: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    """What the worker's session would give."""
+    model = _standard(found.statistics)
     names = {i.name for i in model.graph.input}
     given = {n: w for n, w in weights.items() if n in names}
     return dict(Session(model, optimize=False).run({"x": x, **given}))
@@ -137,22 +142,13 @@ def test_folding_gives_what_the_normalized_copy_computes(tmp_path: Path) -> None
     norms._measured = measured  # type: ignore[method-assign]
     norms._normalized = None
     folded = norms.folded(weights.buffer)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for tensor in copy.graph.initializer:
-        if tensor.name in folded.views:
-            tensor.CopyFrom(numpy_helper.from_array(folded.views[tensor.name].copy(), tensor.name))
-    loss = found.model
-    for node in loss.graph.node:
-        if node.op_type == "BatchNormInternal":
-            node.op_type, node.domain = "BatchNormalization", ""
-            del node.output[3:]
+    loss = _standard(found.model)
     loss.graph.output[0].name = next(n.output[0] for n in loss.graph.node if n.op_type == "MatMul")
     loss.graph.output[0].type.tensor_type.ClearField("shape")
     given = {i.name: weights.views[i.name] for i in loss.graph.input if i.name in weights.views}
     targets_of = {i.name: np.zeros((32, 5), np.float32) for i in loss.graph.input if "target" in i.name}
     expected = next(iter(Session(loss, optimize=False).run({**feeds, **given, **targets_of}).values()))
-    answer = Session(copy).run(feeds)["y"]
+    answer = Session(with_weights(model, folded.views)).run(feeds)["y"]
     np.testing.assert_allclose(answer, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     plain = Session(model).run(feeds)["y"]  # the control: it wasn't that before
     assert np.abs(plain - expected).max() > 0.1 * np.abs(expected).max()

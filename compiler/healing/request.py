@@ -123,8 +123,8 @@ def _norms(training: Training, state: Path) -> dict[str, Any]:
     for name, graph in graphs.items():
         Path(files[name]).write_bytes(graph.SerializeToString())
     sites = [[site.weight, site.bias, site.scale] for site in given.sites]
-    norms = {"files": files, "sites": sites, "epsilon": normalized.EPSILON}
-    return {"normalized": files["normalized"], "norms": norms}
+    model = files.pop("normalized")  # the engine's; the others are for means and variances
+    return {"normalized": model, "norms": {"files": files, "sites": sites, "epsilon": normalized.EPSILON}}
 
 
 def _thin(options: HealOptions, names: Sequence[str], state: Path) -> dict[str, Any]:

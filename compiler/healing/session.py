@@ -174,9 +174,6 @@ def _prepare(
     augment = resolve(options.augment, train, seed=options.seed, batch=batch)
     outputs = targets.shared_outputs(models.student, models.teacher)
     answers, pace = targets.sample(models.teacher, train, outputs, options.jobs)
-    if options.batch_norm == "auto":
-        broken = options.thin is not None or targets.off(models.path, train, answers, options.jobs) > BROKEN
-        options = replace(options, batch_norm="on" if broken else "off")
     training = _training(models, train, answers, options, part)
     fitting = parts.fitting(models.student, training.model, part)
     if fitting != part:
@@ -184,7 +181,8 @@ def _prepare(
     padded = None if augment is not None else lengths.find(models.student, train, batch)
     shorter = [] if padded is None else _shorter(models, train, training, options, part, padded)
     padded = padded if shorter else None
-    training = replace(training, normalized=None) if shorter else training  # shorter ones have other means
+    if shorter or not _pays(training, models, train, answers, options):  # shorter ones have other means
+        training = replace(training, normalized=None)
     key = budget.job_key(models.path, models.teacher, options, (len(train), len(validation)))
     share = budget.stored(state, key)
     counts = (share.train, share.validation) if share else budget.counts(
@@ -217,6 +215,21 @@ def _prepare(
     path = state / "request.json"
     path.write_text(json.dumps({**request, "fingerprint": digest}), encoding="utf-8")
     return _Job(training, path, views, judged, validation)
+
+
+def _pays(
+    training: Training,
+    models: _Models,
+    train: Samples,
+    answers: Mapping[str, np.ndarray],
+    options: HealOptions,
+) -> bool:
+    """Whether batch normalization is worth its time, where it can be had: asked for, or much is broken."""
+    if training.normalized is None:
+        return False
+    if options.batch_norm == "on" or options.thin is not None:
+        return True
+    return targets.off(models.path, train, answers, options.jobs) > BROKEN
 
 
 def _training(
@@ -254,7 +267,7 @@ def _prepared(models: _Models, train: Samples, choose: Choose, options: HealOpti
         return name in sides or bool(pattern and pattern.search(name))
 
     student = settled(models.student, train, batch)
-    return prepare(student, feeds, choose, labels, freeze=is_frozen, batch_norm=options.batch_norm == "on")
+    return prepare(student, feeds, choose, labels, freeze=is_frozen, batch_norm=options.batch_norm != "off")
 
 
 def _shorter(
