@@ -25,13 +25,13 @@ from threadpoolctl import threadpool_limits
 from condensec.config import configure
 from condensec.data import Samples
 from condensec.errors import CondensecError
+from condensec.fidelity import output_error
 from condensec.healing import closed_form
 from condensec.metrics import Metric
 from condensec.passes import criteria
 from condensec.passes.allocate import allocate
 from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
-from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Analysis
 from condensec.passes.prune import prune, with_weights
 from condensec.passes.ranking import GLOBAL, ISOMORPHIC, LOCAL, ranked

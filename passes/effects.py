@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec.data import Samples
-from condensec.passes.fidelity import output_error
+from condensec.fidelity import output_error
 from condensec.passes.patterns import Layer
 from condensec.passes.prune import with_weights
 from condensec.runner import Session
@@ -60,7 +60,7 @@ def effects(
         tell: called with the share of the layers that are done.
 
     Returns:
-        Weight -> `condensec.passes.fidelity.output_error` over energy; 0 where the outputs don't change.
+        Weight -> `condensec.fidelity.output_error` over energy; 0 where the outputs don't change.
     """
     reference = outputs(model, samples, threads)
     found = {}

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from condensec.data import Samples
+from condensec.fidelity import Outputs, sample_errors, standard_error
 from condensec.passes.closing import close_bodies
 from condensec.passes.curves import Curve, LayerLoss, Sensitivity
-from condensec.passes.fidelity import Outputs, sample_errors, standard_error
 from condensec.passes.groups import Analysis, Group
 from condensec.passes.layers import Layer, take_out
 from condensec.passes.sampling import BATCH, affordable, batches

@@ -10,11 +10,11 @@ from models import mlp, residual_cnn, transformer_encoder
 
 from condensec.data import Samples
 from condensec.errors import ConfigError
+from condensec.fidelity import output_error
 from condensec.healing.gradients import probes
 from condensec.passes import criteria
 from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
-from condensec.passes.fidelity import output_error
 from condensec.passes.gradients import unit_gradients
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.sampling import run

@@ -14,10 +14,10 @@ from cutting import tiny
 from line_tools import compress
 
 from condensec.data import Samples
+from condensec.fidelity import output_error
 from condensec.passes import patterns
 from condensec.passes.contraction import arrays, places
 from condensec.passes.effects import effects, energies
-from condensec.passes.fidelity import output_error
 from condensec.passes.patterns import Layer
 from condensec.passes.patterns.unstructured import by_shape
 from condensec.passes.second_moments import Moments

@@ -10,9 +10,9 @@ from models import concat_net, grouped_cnn, mlp, residual_cnn, transformer_encod
 from condensec import verify
 from condensec.data import Samples
 from condensec.errors import ConfigError
+from condensec.fidelity import output_error
 from condensec.passes import criteria
 from condensec.passes.criteria import GroupView, criterion
-from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import prune
 from condensec.passes.sampling import affordable

@@ -12,9 +12,9 @@ from cutting import tiny
 from models import concat_net, option_a_cnn, residual_cnn, split_net, transformer_encoder, with_batch
 
 from condensec.data import Samples
+from condensec.fidelity import output_error, sample_errors
 from condensec.metrics import METRICS
 from condensec.passes import criteria, segments, sensitivity
-from condensec.passes.fidelity import output_error, sample_errors
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.layers import take_out
 from condensec.passes.sampling import batches, run

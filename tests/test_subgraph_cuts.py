@@ -14,10 +14,10 @@ from cutting import feeds_of, tiny, trial
 from condensec import verify
 from condensec.data import Samples
 from condensec.errors import HealError
+from condensec.fidelity import output_error
 from condensec.passes import criteria
 from condensec.passes.criteria import GroupView
 from condensec.passes.evidence import Evidence
-from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Analysis, analyze
 from condensec.passes.prune import prune
 from condensec.passes.sensitivity import measure

@@ -11,9 +11,9 @@ from healing_tools import Setting, noisy
 from test_subgraph_cuts import MODELS, captured, inside_and_outside, nested, own_weights
 
 from condensec.data import Samples
+from condensec.fidelity import output_error
 from condensec.healing import closed_form, environment
 from condensec.healing.bodies import weights_in_bodies
-from condensec.passes.fidelity import output_error
 from condensec.passes.prune import with_weights
 from condensec.runner import Session
 

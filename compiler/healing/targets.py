@@ -12,6 +12,7 @@ import numpy as np
 
 from condensec.data.side import sample_axis
 from condensec.errors import CondensecError, HealError
+from condensec.fidelity import output_error
 from condensec.healing import losses
 from condensec.healing.side import dims, ports
 from condensec.healing.training import Training
@@ -67,7 +68,7 @@ def sample(
 
 
 def off(student: Path, samples: Samples, answers: Mapping[str, np.ndarray], threads: int) -> float:
-    """How far a student is from its teacher: the largest mean squared distance over the variance.
+    """How far a student is from its teacher: `output_error` of the output that is farthest off.
 
     Args:
         student: model file.
@@ -78,13 +79,8 @@ def off(student: Path, samples: Samples, answers: Mapping[str, np.ndarray], thre
     from condensec.runner import Session
 
     given = Session(student, threads=threads).run_samples(_few(samples))
-    found = [0.0]
-    for name, wanted in answers.items():
-        if wanted.dtype.kind == "f" and given[name].shape == wanted.shape:
-            distance = np.mean(np.square(given[name].astype(np.float64) - wanted))
-            spread = np.mean(np.var(wanted, axis=0, dtype=np.float64))  # from sample to sample
-            found.append(float(distance / max(float(spread), 1e-30)))
-    return max(found)
+    alike = {name: wanted for name, wanted in answers.items() if given[name].shape == wanted.shape}
+    return max((output_error({name: wanted}, given) for name, wanted in alike.items()), default=0.0)
 
 
 def insides(teacher: Path, samples: Samples, names: Sequence[str], threads: int) -> dict[str, np.ndarray]:

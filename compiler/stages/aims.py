@@ -18,8 +18,8 @@ import numpy as np
 
 from condensec.data import Samples
 from condensec.errors import HealError
+from condensec.fidelity import output_error
 from condensec.passes.allocate import allocate, weighted
-from condensec.passes.fidelity import output_error
 from condensec.passes.prune import Cut, prune, with_weights
 from condensec.passes.select import Choice, choose
 from condensec.passes.sensitivity import Sensitivity

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from condensec.fidelity import output_error
 from condensec.passes import patterns
 from condensec.passes.effects import effects, outputs
-from condensec.passes.fidelity import output_error
 from condensec.passes.patterns import Layer, Zeros
 from condensec.passes.prune import with_weights
 from condensec.passes.sampling import affordable

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from condensec.errors import CondensecError
+from condensec.fidelity import output_error
 from condensec.passes import criteria
 from condensec.passes.criteria import FloatArray, GroupView, criterion
 from condensec.passes.evidence import Evidence
-from condensec.passes.fidelity import output_error
 from condensec.passes.groups import Group
 from condensec.passes.sampling import affordable, run
 from condensec.passes.supergraph import build
