@@ -184,6 +184,8 @@ def test_how_far_off_a_student_is(tmp_path: Path) -> None:
     answers, _ = targets.sample(one.teacher, one.train, ["y"], 1)
     assert targets.off(one.teacher, one.train, answers, 1) == 0.0
     assert targets.off(one.student, one.train, answers, 1) > 0.3
+    gone = one.healed({"v": np.full((16, 5), np.nan, np.float32)})
+    assert targets.off(gone, one.train, answers, 1) > 0.3
 
 
 def test_every_part_of_a_sorted_set_spans_it(tmp_path: Path) -> None:
