@@ -66,10 +66,7 @@ class Metric:
         Raises:
             DataError: labels or outputs don't fit the metric, or the user's metric failed.
         """
-        if self.compute is not None:
-            return self.compute(outputs, samples, reference)
-        result = self._own(outputs, samples)
-        return result if result.ndim else None
+        return self.score(outputs, samples, reference)[1]
 
     def value(self, outputs: Outputs, samples: Samples, reference: Outputs | None = None) -> float:
         """The metric as one number: the mean over samples, or what the user's metric gives.
@@ -77,9 +74,16 @@ class Metric:
         Raises:
             DataError: as `per_sample`.
         """
-        if self.compute is not None:
-            return float(np.mean(self.compute(outputs, samples, reference)))
-        return float(np.mean(self._own(outputs, samples)))
+        return self.score(outputs, samples, reference)[0]
+
+    def score(
+        self, outputs: Outputs, samples: Samples, reference: Outputs | None = None
+    ) -> tuple[float, Scores | None]:
+        """`value` and `per_sample` at once: the metric is computed, or the user's called, a single time."""
+        found = (
+            self._own(outputs, samples) if self.compute is None else self.compute(outputs, samples, reference)
+        )
+        return float(np.mean(found)), found if found.ndim else None
 
     def points_lost(self, before: float, after: float) -> float:
         """How many points ``after`` is worse than ``before``; negative = better."""

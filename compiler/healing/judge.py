@@ -6,20 +6,24 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from condensec.errors import HealError
+from condensec.healing.choice import Choice, Score
 from condensec.healing.options import HealOptions, HealResult, Round
+from condensec.healing.targets import write_npz
 from condensec.healing.training import Training
 
 if TYPE_CHECKING:
     import onnx
 
     from condensec.data import Samples
+
+_KEPT = ("best", "peak", "start")  # rounds that a choice remembers
 
 
 class Judge:
@@ -33,6 +37,7 @@ class Judge:
         state: folder of the heal.
         options: patience, jobs, batch.
         reference: the teacher's outputs on the validation samples.
+        is_enough: see `Choice`.
     """
 
     def __init__(
@@ -44,42 +49,39 @@ class Judge:
         state: Path,
         options: HealOptions,
         reference: Mapping[str, np.ndarray],
+        is_enough: Callable[[float], bool] | None = None,
     ) -> None:
         self._model, self._training, self._validation = model, training, validation
         self._metric, self._state, self._options = metric, state, options
         self._reference = reference
         self.higher_is_better = bool(getattr(metric, "higher_is_better", True)) if metric else False
+        self._sign = 1.0 if self.higher_is_better or metric is None else -1.0
+        self._choice = Choice(is_enough, self._sign)
         self._rounds: list[Round] = []
-        self._best = -1
         self._rss = 0.0
         self._load()
 
-    def _key(self, done: Round) -> tuple[float, float]:
-        """Larger is better: the metric, and the loss where the metric can't tell two rounds apart."""
-        if done.metric is None or not math.isfinite(done.metric):
-            return (-math.inf if self._metric else 0.0, -done.validation_loss)
-        return (done.metric if self.higher_is_better else -done.metric, -done.validation_loss)
+    @property
+    def _best(self) -> int:
+        return -1 if self._choice.best is None else self._choice.best.number
 
     def round(self, event: Mapping[str, Any]) -> Round:
         """Take in a "round" event: score its weights, keep them if they are the best so far."""
         path = Path(event["weights"])
         self._rss = max(self._rss, float(event.get("rss") or 0.0))
-        score = self._score(read_weights(path, list(self._training.weights))) if self._metric else None
+        value, samples = self._score(read_weights(path, list(self._training.weights)))
         done = Round(
             number=int(event["number"]),
             epoch=float(event["epoch"]),
             train_loss=event.get("train_loss"),
             validation_loss=float(event["validation_loss"]),
-            metric=score,
+            metric=value,
             seconds=float(event["seconds"]),
         )
-        # A worker that was killed before it heard of the answer tells its last round again.
-        self._rounds = [r for r in self._rounds if r.number < done.number]
-        self._best = min(self._best, len(self._rounds) - 1)
-        self._rounds.append(done)
+        again = done.number < len(self._rounds)  # by a worker that was killed before it heard of the answer
+        self._rounds = [*self._rounds[: done.number], done]
         whole = event.get("whole", True)  # else zeros are missing: not what was asked for, however good
-        if whole and (self._best < 0 or self._key(done) > self._key(self._rounds[self._best])):
-            self._best = len(self._rounds) - 1
+        if whole and not again and self._choice.take(self._scored(done, samples)):
             shutil.copyfile(path, self._state / "best.npz.tmp")
             os.replace(self._state / "best.npz.tmp", self._state / "best.npz")
         self._store()
@@ -91,14 +93,26 @@ class Judge:
         patience = self._options.patience
         return self._best >= 0 and 0 < patience <= len(self._rounds) - 1 - self._best
 
-    def _score(self, weights: Mapping[str, np.ndarray]) -> float:
+    def _scored(self, done: Round, samples: np.ndarray | None) -> Score:
+        """A round as it is compared with others."""
+        value = 0.0 if done.metric is None else self._sign * done.metric
+        of_samples = None if samples is None else self._sign * samples
+        return Score(
+            done.number, value if math.isfinite(value) else -math.inf, done.validation_loss, of_samples
+        )
+
+    def _score(self, weights: Mapping[str, np.ndarray]) -> tuple[float | None, np.ndarray | None]:
+        """The metric with some weights, and of each sample if it has that."""
         from condensec.runner import Session
 
+        if self._metric is None:
+            return None, None
         session = Session(with_weights(self._model, weights), threads=self._options.jobs)
         outputs = session.run_samples(self._validation, batch=self._options.batch)
-        if hasattr(self._metric, "value"):
-            return float(self._metric.value(outputs, self._validation, self._reference))
-        return float(self._metric(outputs, self._validation))
+        if not hasattr(self._metric, "score"):
+            return float(self._metric(outputs, self._validation)), None
+        value, samples = self._metric.score(outputs, self._validation, self._reference)
+        return value, samples
 
     def result(self, training: Training, end: Mapping[str, Any], seconds: float) -> HealResult:
         """The best round as the result of the heal.
@@ -132,8 +146,11 @@ class Judge:
         )
 
     def _store(self) -> None:
+        kept = {name: getattr(self._choice, name) for name in _KEPT}
+        samples = {n: one.samples for n, one in kept.items() if one is not None and one.samples is not None}
+        write_npz(self._state / "scores.npz", samples)
         doc = {
-            "best": self._best,
+            "kept": {name: None if one is None else one.number for name, one in kept.items()},
             "rounds": [vars(r) for r in self._rounds],
             "fingerprint": self._fingerprint(),
         }
@@ -145,11 +162,20 @@ class Judge:
         """What an earlier, interrupted call knew, if it was about the same job."""
         try:
             doc = json.loads((self._state / "judge.json").read_text(encoding="utf-8"))
-            if doc["fingerprint"] == self._fingerprint() and (self._state / "best.npz").exists():
-                self._rounds = [Round(**r) for r in doc["rounds"]]
-                self._best = int(doc["best"])
-        except (OSError, ValueError, KeyError, TypeError):
-            self._rounds, self._best = [], -1
+            if doc["fingerprint"] != self._fingerprint() or not (self._state / "best.npz").exists():
+                return
+            rounds = [Round(**r) for r in doc["rounds"]]
+            with np.load(self._state / "scores.npz", allow_pickle=False) as stored:
+                samples = {name: stored[name] for name in stored.files}
+            kept = {
+                name: None if number is None else self._scored(rounds[number], samples.get(name))
+                for name, number in ((name, doc["kept"][name]) for name in _KEPT)
+            }
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return
+        self._rounds = rounds
+        for name, one in kept.items():
+            setattr(self._choice, name, one)
 
     def _fingerprint(self) -> str:
         try:

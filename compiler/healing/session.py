@@ -47,6 +47,7 @@ def heal(
     options: HealOptions,
     *,
     metric: Any = None,
+    is_enough: Callable[[float], bool] | None = None,
     state: Path,
     progress: Progress | None = None,
     slices: Slices | None = None,
@@ -61,6 +62,8 @@ def heal(
         options: settings.
         metric: a `condensec.metrics.Metric`, or a function (outputs, samples) -> float, higher = better;
             None judges by the validation loss.
+        is_enough: whether a value of the metric is what the caller needs: of rounds that differ by no more
+            than chance one that is goes first, see `condensec.healing.choice`.
         state: folder for checkpoints; the same call with the same folder goes on where it was stopped.
             Removed when healing is done.
         progress: gets the share done and a line of text as it goes.
@@ -83,7 +86,9 @@ def heal(
         state.mkdir(parents=True, exist_ok=True)
         job = _prepare(models, (train, validation), options, state, say, begun)
         reference = targets.reference(job.validation_files, job.training)
-        judge = Judge(models.student, job.training, job.validation, metric, state, options, reference)
+        judge = Judge(
+            models.student, job.training, job.validation, metric, state, options, reference, is_enough
+        )
         with job.views, Worker(python, [str(job.request)], stall=options.stall) as worker:
             on_view: dict[str, Callable[[Event], Mapping[str, Any]]] = {"gradient": events.improve}
             on_view |= {"view": lambda event: {"files": job.views.get(int(event["epoch"]))}}

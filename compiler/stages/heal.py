@@ -195,6 +195,7 @@ class Healer:
                 splits.validation,
                 options,
                 metric=job.data.metric,
+                is_enough=job.keeps_guard,
                 state=self._folder / "heal",
                 progress=lambda share, text: self._steps.progress("heal", share, text),
                 slices=slices,
