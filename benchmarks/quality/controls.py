@@ -93,14 +93,24 @@ def uniform(task: Task, name: str, share: float, further: Sequence[str] = ()) ->
     return {**row, **task.judge(done.graph())}
 
 
-def dense(task: Task) -> dict[str, object]:
-    """The original, trained on for as long as the others: what the training alone is good for."""
+def dense(task: Task, further: Sequence[str] = ()) -> dict[str, object]:
+    """The original, trained on for as long as the others: what the training alone is good for.
+
+    Of the further options it takes those that training has.
+    """
+    given = list(further)
+    trains = [
+        part
+        for name in ("--augment", "--loss")
+        if name in given
+        for part in (name, given[given.index(name) + 1])
+    ]
     task.output.mkdir(parents=True, exist_ok=True)
     path = task.output / "dense-trained.onnx"
     program, model = str(Path(sys.executable).with_name("condensec")), str(task.model)
     command = [
         program, "heal", model, "--teacher", model, *task.data, "--heal", f"minutes={task.minutes:g}",
-        "--seed", str(task.seed), "-o", str(path), "--json",
+        "--seed", str(task.seed), "-o", str(path), "--json", *trains,
     ]  # fmt: skip
     started = time.monotonic()
     path.unlink(missing_ok=True)
@@ -124,7 +134,7 @@ def compare(
     rows: list[dict[str, object]] = [{"run": "dense", "MACs": 1.0, **task.judge(task.model)}]
     for name in names:
         if name == "dense, trained on":
-            rows.append(dense(task))
+            rows.append(dense(task, further))
         elif name.startswith("uniform"):
             rows.append(uniform(task, name, share, further))
         else:

@@ -18,6 +18,7 @@ from condensec.healing.legalize import legalize
 from condensec.healing.normalized import Normalized, normalize
 from condensec.healing.static import infer, read, run, run_model
 from condensec.healing.trainable import (
+    Selection,
     blocked,
     candidates,
     cut_at,
@@ -128,23 +129,16 @@ def prepare(
     around = _around(graph, barriers, terms)
     losses.append(graph, terms, labels)
     infer(graph)
-    readers = _readers(model)
-    asked = [name for name in wanted if freeze(name) or any(map(freeze, readers.get(name, ())))]
-    wanted = [name for name in wanted if name not in asked]
-    found = select(graph, wanted, barriers, [losses.LOSS])
-    if not found.trained:
-        reasons = sorted({reason for _, reason in found.frozen}) or ["it has no weights"]
-        raise HealError(f"nothing of the student can be trained: {'; '.join(reasons[:3])}")
+    found, asked = _selected(graph, model, wanted, freeze, barriers)
     values = severed(graph, barriers, list(found.trained))
     behind = cut_at(graph, values).model(as_inputs=found.trained) if values else None
     before = up_to(graph, values).model(as_inputs=found.trained) if values else None
     weights = {name: graph.constants[name] for name in found.trained}
-    bodies = weights_in_bodies(model)
     frozen = (
         *found.frozen,
         *stored_as_integers(model),
-        *((n, "frozen by the user") for n in asked),
-        *((n, reason) for n, (_, reason) in bodies.items()),
+        *((name, "frozen by the user") for name in asked),
+        *((name, reason) for name, (_, reason) in weights_in_bodies(model).items()),
     )
     targets = {losses.target_name(o): o for o in dict.fromkeys(t.output for t in terms)}
     return Training(
@@ -162,6 +156,27 @@ def prepare(
         terms=tuple(terms),
         normalized=normalize(graph, found.trained) if batch_norm and not values else None,
     )
+
+
+def _selected(
+    graph: Graph,
+    model: onnx.ModelProto,
+    wanted: list[str],
+    freeze: Callable[[str], bool],
+    barriers: dict[str, str],
+) -> tuple[Selection, list[str]]:
+    """What is trained, and which weights the user wants left alone.
+
+    Raises:
+        HealError: nothing is.
+    """
+    readers = _readers(model)
+    asked = [name for name in wanted if freeze(name) or any(map(freeze, readers.get(name, ())))]
+    found = select(graph, [name for name in wanted if name not in asked], barriers, [losses.LOSS])
+    if not found.trained:
+        reasons = sorted({reason for _, reason in found.frozen}) or ["it has no weights"]
+        raise HealError(f"nothing of the student can be trained: {'; '.join(reasons[:3])}")
+    return found, asked
 
 
 def _readers(model: onnx.ModelProto) -> dict[str, list[str]]:
