@@ -136,24 +136,39 @@ def test_a_time_budget_is_kept(tmp_path: Path) -> None:
     assert result.after < result.before
 
 
+def _shoot(share: float, text: str) -> None:
+    if "epoch 2.00" in text:
+        _kill_children()
+
+
 @posix
-def test_killed_worker_costs_the_call_and_the_next_call_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metric", [None, METRICS["cosine"]], ids=["loss", "cosine"])
+def test_killed_worker_costs_the_call_and_the_next_call_goes_on(tmp_path: Path, metric: Any) -> None:
     teacher = models.depthwise_se_cnn()
     setting = Setting(tmp_path, teacher, noisy(teacher))
-    straight = setting.heal(epochs=4, batch=32)
-
-    def shoot(share: float, text: str) -> None:
-        if "epoch 2.00" in text:
-            _kill_children()
-
+    straight = setting.heal(metric, epochs=4, batch=32)
     with pytest.raises(HealError, match=r"killed|signal|no longer"):
-        setting.heal(epochs=4, batch=32, progress=shoot)
+        setting.heal(metric, epochs=4, batch=32, progress=_shoot)
     assert setting.state.exists()
     said: list[str] = []
-    result = setting.heal(epochs=4, batch=32, progress=lambda share, text: said.append(text))
+    result = setting.heal(metric, epochs=4, batch=32, progress=lambda share, text: said.append(text))
     assert any("going on from step 32" in text for text in said)
     assert [r.number for r in result.loss_curve] == list(range(5))
     assert result.after == pytest.approx(straight.after, rel=1e-3)
+
+
+@posix
+@pytest.mark.parametrize("lost", ["judge.json", "scores.npz"])
+def test_a_heal_that_lost_its_record_goes_on_with_the_rounds_to_come(tmp_path: Path, lost: str) -> None:
+    teacher = models.depthwise_se_cnn()
+    setting = Setting(tmp_path, teacher, noisy(teacher))
+    with pytest.raises(HealError, match=r"killed|signal|no longer"):
+        setting.heal(METRICS["cosine"], epochs=4, batch=32, progress=_shoot)
+    (setting.state / lost).unlink()
+    result = setting.heal(METRICS["cosine"], epochs=4, batch=32)
+    assert [r.number for r in result.loss_curve] in ([3, 4], [2, 3, 4])
+    assert result.weights
+    assert result.after >= result.before
 
 
 def _kill_children() -> None:

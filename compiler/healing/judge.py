@@ -61,10 +61,6 @@ class Judge:
         self._rss = 0.0
         self._load()
 
-    @property
-    def _best(self) -> int:
-        return -1 if self._choice.best is None else self._choice.best.number
-
     def round(self, event: Mapping[str, Any]) -> Round:
         """Take in a "round" event: score its weights, keep them if they are the best so far."""
         path = Path(event["weights"])
@@ -78,8 +74,9 @@ class Judge:
             metric=value,
             seconds=float(event["seconds"]),
         )
-        again = done.number < len(self._rounds)  # by a worker that was killed before it heard of the answer
-        self._rounds = [*self._rounds[: done.number], done]
+        # A worker that was killed before it heard of the answer tells its last round again.
+        again = any(r.number == done.number for r in self._rounds)
+        self._rounds = [*(r for r in self._rounds if r.number < done.number), done]
         whole = event.get("whole", True)  # else zeros are missing: not what was asked for, however good
         if whole and not again and self._choice.take(self._scored(done, samples)):
             shutil.copyfile(path, self._state / "best.npz.tmp")
@@ -91,7 +88,8 @@ class Judge:
     def is_exhausted(self) -> bool:
         """No better round for as long as the caller's patience lasts."""
         patience = self._options.patience
-        return self._best >= 0 and 0 < patience <= len(self._rounds) - 1 - self._best
+        best = self._choice.best
+        return best is not None and 0 < patience <= self._rounds[-1].number - best.number
 
     def _scored(self, done: Round, samples: np.ndarray | None) -> Score:
         """A round as it is compared with others."""
@@ -120,10 +118,11 @@ class Judge:
         Raises:
             HealError: not even the first round was judged.
         """
-        if self._best < 0:
+        if self._choice.best is None:
             raise HealError("healing ended before anything was validated")
-        first, best = self._rounds[0], self._rounds[self._best]
-        improved = self._best > 0
+        number = self._choice.best.number
+        first, best = self._rounds[0], next(r for r in self._rounds if r.number == number)
+        improved = number > 0
         weights = read_weights(self._state / "best.npz", list(training.weights)) if improved else {}
         use_metric = self._metric is not None
         steps = int(end.get("steps", 0))
@@ -165,13 +164,14 @@ class Judge:
             if doc["fingerprint"] != self._fingerprint() or not (self._state / "best.npz").exists():
                 return
             rounds = [Round(**r) for r in doc["rounds"]]
+            known = {r.number: r for r in rounds}
             with np.load(self._state / "scores.npz", allow_pickle=False) as stored:
                 samples = {name: stored[name] for name in stored.files}
             kept = {
-                name: None if number is None else self._scored(rounds[number], samples.get(name))
+                name: None if number is None else self._scored(known[number], samples.get(name))
                 for name, number in ((name, doc["kept"][name]) for name in _KEPT)
             }
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
+        except (OSError, ValueError, KeyError, TypeError):
             return
         self._rounds = rounds
         for name, one in kept.items():
