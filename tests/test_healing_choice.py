@@ -52,11 +52,10 @@ def test_the_trained_round_is_taken_and_not_the_lucky_one() -> None:
 
 
 def test_a_metric_that_is_behind_by_more_than_chance_counts_before_the_loss() -> None:
-    right = np.r_[np.ones(90), np.zeros(10)]
     worse = np.r_[np.ones(80), np.zeros(20)]
     rounds = [
         Score(0, 0.5, 3.0, np.tile([0.0, 1.0], 50)),
-        Score(1, 0.9, 2.0, right),
+        Score(1, 0.9, 2.0, RIGHT),
         Score(2, 0.8, 1.0, worse),
     ]
     assert rounds[2].is_behind(rounds[1])

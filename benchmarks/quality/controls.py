@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,7 @@ def dense(task: Task, further: Sequence[str] = ()) -> dict[str, object]:
 
     Of the further options it takes those that training has.
     """
-    given = list(further)
-    trains = [
-        part
-        for name in ("--augment", "--loss")
-        if name in given
-        for part in (name, given[given.index(name) + 1])
-    ]
+    trains = [part for pair in pairwise(further) if pair[0] in ("--augment", "--loss") for part in pair]
     task.output.mkdir(parents=True, exist_ok=True)
     path = task.output / "dense-trained.onnx"
     program, model = str(Path(sys.executable).with_name("condensec")), str(task.model)

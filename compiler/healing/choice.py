@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from condensec.fidelity import standard_error
+
 
 @dataclass(frozen=True)
 class Score:
@@ -36,11 +38,9 @@ class Score:
         """Whether its metric is worse by more than chance: the standard error of the mean difference."""
         if self.value >= other.value:
             return False
-        if self.samples is None or other.samples is None or len(self.samples) < 2:
+        if self.samples is None or other.samples is None:
             return True
-        difference = other.samples - self.samples
-        error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
-        return not other.value - self.value <= error
+        return not other.value - self.value <= standard_error(other.samples - self.samples)
 
 
 class Choice:
@@ -70,13 +70,13 @@ class Choice:
             self.start = new
         if self.peak is None or new.value > self.peak.value:
             self.peak = new
-        if self.best is None or not self._may_be(self.best):
-            better = self.best is None or self._may_be(new)
-        else:
-            better = self._may_be(new) and (new.loss, -new.value) < (self.best.loss, -self.best.value)
-        if better:
-            self.best = new
-        return better
+        if self.best is not None:
+            if not self._may_be(new):
+                return False
+            if self._may_be(self.best) and (self.best.loss, -self.best.value) <= (new.loss, -new.value):
+                return False
+        self.best = new
+        return True
 
     def _may_be(self, one: Score) -> bool:
         """Not behind the peak, nor the start, nor short of what is needed."""

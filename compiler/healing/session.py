@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +90,7 @@ def heal(
             models.student, job.training, job.validation, metric, state, options, reference, is_enough
         )
         with job.views, Worker(python, [str(job.request)], stall=options.stall) as worker:
-            on_view: dict[str, Callable[[Event], Mapping[str, Any]]] = {"gradient": events.improve}
-            on_view |= {"view": lambda event: {"files": job.views.get(int(event["epoch"]))}}
-            end = follow(worker, {"round": events.on_round(judge, say), **on_view, **events.pass_on(say)})
+            end = follow(worker, _answers(job, judge, say))
     except OSError as error:
         raise HealError(
             f"healing can't write to {state}: {error.strerror or error}", hint="is the disk full?"
@@ -121,6 +119,16 @@ class _Job:
     views: Views
     validation_files: dict[str, str]
     validation: Samples
+
+
+def _answers(job: _Job, judge: Judge, say: Progress) -> dict[str, Callable[[Event], Any]]:
+    """What is done at the worker's events."""
+    return {
+        "round": events.on_round(judge, say),
+        "gradient": events.improve,
+        "view": lambda event: {"files": job.views.get(int(event["epoch"]))},
+        **events.pass_on(say),
+    }
 
 
 def _load(path: Path) -> onnx.ModelProto:
