@@ -40,14 +40,14 @@ def beside(task: controls.Task, options: Any, data: Mapping[str, Path], importan
         str(options.torch), str(Path(__file__).with_name("torch_pruning_cifar.py")), str(task.model),
         "--train", str(data["train"]), "--val", str(data["validation"]), "--macs", f"{1 / options.fewer:.4f}",
         "--minutes", f"{task.minutes:g}", "--importance", importance, "--seed", str(task.seed),
-        "--out", str(out),
+        "--out", str(out), "--threads", str(len(os.sched_getaffinity(0))),
     ]  # fmt: skip
     started = time.monotonic()
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"torch_pruning_cifar.py ended with exit code {done.returncode}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    row = {"run": f"Torch-Pruning, {importance}", "MACs": found["macs"]}
+    row = {"run": f"Torch-Pruning, {importance}", "MACs": found["macs"], "samples/s": found["rate"]}
     return {**row, "seconds": round(time.monotonic() - started), **task.judge(out)}
 
 

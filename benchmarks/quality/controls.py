@@ -76,7 +76,7 @@ def run(task: Task, name: str, further: Sequence[str] = ()) -> dict[str, object]
     report = done.report
     left = report["after"]["macs"] / report["before"]["macs"]
     row: dict[str, object] = {"run": name, "MACs": left, **_ratio(report)}
-    row |= {"cycles": len(report["cycles"]), "seconds": round(done.seconds)}
+    row |= {"cycles": len(report["cycles"]), **_rate(report), "seconds": round(done.seconds)}
     return {**row, **task.judge(done.graph("host" if "host" in report["targets"] else None))}
 
 
@@ -90,7 +90,8 @@ def uniform(task: Task, name: str, share: float, further: Sequence[str] = ()) ->
         *further, path=task.path,
     )  # fmt: skip
     left = done.report["after"]["macs"] / done.report["before"]["macs"]
-    row = {"run": name, "MACs": left, **_ratio(done.report), "seconds": round(done.seconds)}
+    row = {"run": name, "MACs": left, **_ratio(done.report), **_rate(done.report)}
+    row["seconds"] = round(done.seconds)
     return {**row, **task.judge(done.graph())}
 
 
@@ -120,6 +121,12 @@ def dense(task: Task, further: Sequence[str] = ()) -> dict[str, object]:
 def _ratio(report: Mapping[str, Any]) -> dict[str, object]:
     target = report["targets"].get("host")
     return {"precision": target["precision"], "latency": target["ratio"]} if target else {}
+
+
+def _rate(report: Mapping[str, Any]) -> dict[str, object]:
+    """Training speed; nothing where nothing was trained."""
+    rate = (report.get("healing") or {}).get("samples_per_second")
+    return {"samples/s": round(rate)} if rate else {}
 
 
 def compare(

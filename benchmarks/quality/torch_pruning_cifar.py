@@ -194,7 +194,7 @@ def main() -> None:
         ignored_layers=[model.classifier],
     )  # fmt: skip
     seconds, trained, steps = 60 * options.minutes, 0.0, 0
-    rate = None
+    lr = None
     for number in range(1, options.steps + 1):
         goal = whole * (1 - (1 - options.macs) * number / options.steps)
         for _ in range(FINEST):
@@ -208,15 +208,16 @@ def main() -> None:
         cut = accuracy(model, held)
         last = number == options.steps
         share = (seconds - trained) * (1.0 if last else 0.5 / options.steps)
-        if rate is None:
-            rate = tried(model, teacher, data, held, TRIAL * seconds, options.seed)
+        if lr is None:
+            lr = tried(model, teacher, data, held, TRIAL * seconds, options.seed)
             trained += 3 * TRIAL * seconds
             share = min(share, seconds - trained)
-        _, _, count = train(model, teacher, data, held, share, rate, options.seed)
+        _, _, count = train(model, teacher, data, held, share, lr, options.seed)
         trained, steps = trained + share, steps + count
     row = {
-        "macs": macs(model) / whole, "params": sum(p.numel() for p in model.parameters()), "dense": dense,
-        "cut": cut, "healed": accuracy(model, held), "rate": rate, "steps": steps,
+        "rate": round(steps * BATCH / (seconds * (1 - 3 * TRIAL))), "macs": macs(model) / whole,
+        "params": sum(p.numel() for p in model.parameters()), "dense": dense,
+        "cut": cut, "healed": accuracy(model, held), "lr": lr, "steps": steps,
         "seconds": round(time.monotonic() - begun),
     }  # fmt: skip
     model.eval()
