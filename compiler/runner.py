@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from condensec.data.side import batch_of, sample_axis, single_call
+from condensec.data.side import batch_of, crosses_samples, sample_axis, single_call
 from condensec.errors import CondensecError, DataError
 from condensec.ports import Port, check_fit, concatenate, pad, port_of, ranked, trim
 from condensec.runtime_errors import raise_load_error, raise_run_error
@@ -120,6 +120,7 @@ class Session:
         own = self.outputs if not extra_outputs else [p for p in self.outputs if p.name not in extra_outputs]
         self.ports = [(p.name, p.shape, bool(p.shape) or p.name in known) for p in self.inputs]
         self._sample_axis = {p.name: sample_axis(self.ports, p.shape) for p in own}
+        self._crosses = any(crosses_samples(self.ports, p.shape) for p in own)
 
     def _prepare(
         self, model: ModelSource, extra: tuple[str, ...], options: Any, *, inline: bool
@@ -181,7 +182,8 @@ class Session:
         """Run all samples and concatenate the outputs along axis 0.
 
         A model whose batch is fixed to n takes n samples a call; the last call is padded by repeating the
-        last sample and its outputs are trimmed. An output whose axis 0 is no multiple of the batch has
+        last sample and its outputs are trimmed; so is that of a model that compares the samples of a call
+        with one another, whose outputs would have fewer columns otherwise. An output whose axis 0 is no multiple of the batch has
         no sample axis and is concatenated as it comes, one part a call (scalars: one row a call).
 
         Args:
@@ -207,9 +209,9 @@ class Session:
         for start in range(0, count, size):
             valid = min(size, count - start)
             feeds = {name: array[start : start + valid] for name, array in arrays.items()}
-            if fixed is not None and valid < size:
-                feeds = {name: pad(array, size) for name, array in feeds.items()}
-            rows = size if fixed is not None else valid
+            rows = size if fixed is not None or self._crosses else valid
+            if valid < rows:
+                feeds = {name: pad(array, rows) for name, array in feeds.items()}
             for name, value in self.run(feeds, outputs).items():
                 parts.setdefault(name, []).append(trim(self.by_sample(name, value), rows, valid))
         return {name: concatenate(name, values) for name, values in parts.items()}

@@ -172,6 +172,29 @@ def test_outputs_without_a_sample_axis() -> None:
     np.testing.assert_array_equal(got["tokens"], data.reshape(10, 2))
 
 
+def compared(*names: str) -> onnx.ModelProto:
+    """Every image of a call beside every text of it, as in CLIP; `names` of the two batches."""
+    ports = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
+        for n, s in [("a", [names[0], 3]), ("b", [names[1], 3]), ("y", list(names))]
+    ]
+    nodes = [
+        helper.make_node("Transpose", ["b"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["a", "t"], ["y"]),
+    ]
+    body = helper.make_graph(nodes, "g", ports[:2], ports[2:])
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("names", [("N", "N"), ("images", "texts")])
+def test_samples_that_are_compared_with_one_another_run_in_calls_of_one_size(names: tuple[str, str]) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 5, 3)).astype(np.float32)
+    got = Session(compared(*names)).run_samples(Rows({"a": a, "b": b}), batch=4)["y"]
+    last = np.repeat(b[4:] @ a[4], 4)  # the fifth beside copies of itself
+    np.testing.assert_allclose(got, np.vstack([a[:4] @ b[:4].T, last]), rtol=1e-5)
+
+
 def test_samples_must_agree_in_number() -> None:
     model = transformer_encoder()
     feeds = random_feeds(model, 4)

@@ -196,6 +196,22 @@ def test_the_whole_line_without_data(tmp_path: Path, batch: int | str) -> None:
     assert '[input]\ngain = "2"' in settings
 
 
+def test_the_whole_line_where_samples_are_compared_with_one_another(tmp_path: Path) -> None:
+    b = Builder(0)
+    image, text = b.input("image", ["images", 8]), b.input("text", ["texts", 6])
+    seen = b.gemm("image2", b.op("Relu", "act1", b.gemm("image1", image, 8, 16)), 16, 4)
+    read = b.gemm("text2", b.op("Relu", "act2", b.gemm("text1", text, 6, 16)), 16, 4)
+    b.op("MatMul", "compare", seen, b.op("Transpose", "turn", read, perm=[1, 0]), outputs=["logits"])
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["images", "texts"])
+    graph = helper.make_graph(b.nodes, "two_towers", b.inputs, [output], b.initializers)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "model.onnx")
+    report = condensec.compress(tmp_path / "model.onnx", keep=0.5, heal="closed-form", max_drop="inf")
+    assert report.after.params < 0.6 * report.before.params
+    assert report.verification.exact is not None
+    assert report.verification.exact.passed
+
+
 def test_the_whole_line_with_data_and_training(model: Path) -> None:
     np.savez("d.npz", x=X.repeat(4, axis=0), state=np.zeros((2, 1, 4), np.float32))
     report = condensec.compress(

@@ -75,6 +75,13 @@ def sample_axis(inputs: Sequence[tuple[str, Shape, bool]], output: Shape) -> int
     return None if sides and batch_of(inputs) == 1 else 0
 
 
+def crosses_samples(inputs: Sequence[tuple[str, Shape, bool]], output: Shape) -> bool:
+    """Whether two axes of an output count samples: every sample of a call beside every other (CLIP's logits)."""
+    sides = side_inputs(inputs)
+    names = {s[0] for n, s, _ in inputs if n not in sides and s and isinstance(s[0], str)}
+    return sum(dim in names for dim in output) > 1
+
+
 def copies(array: Array, count: int) -> Array:
     """One copy for each sample."""
     return np.broadcast_to(array, (count, *array.shape))
