@@ -113,7 +113,8 @@ class Watch:
         after = self._look(cut)
         found: list[Collapse] = []
         for name in self._outputs:
-            found += self._output(name, after[name])
+            if name in after:  # whole numbers aren't looked at: a class is none the worse for never changing
+                found += self._output(name, after[name])
         for place in self._places:
             if place.value in after:
                 indices = (kept or {}).get(place.value)

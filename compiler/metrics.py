@@ -114,8 +114,9 @@ class Metric:
 def resolve(spec: str | Callable[..., Any] | None, samples: Samples, signature: Signature) -> Metric:
     """The metric to use.
 
-    Without ``spec``: top1 if there are class labels and the first output is ``[N, C]``; otherwise fidelity
-    to the original, which is agreement if the first output looks like class scores and cosine if not.
+    Without ``spec``: top1 if there are class labels and the first output is ``[N, C]``, or class numbers in
+    the labels' shape; otherwise fidelity to the original, which is agreement if the first output looks like
+    class scores or is whole numbers, and cosine if not.
 
     Raises:
         ConfigError: no such metric; names the nearest.
@@ -147,9 +148,13 @@ def resolve(spec: str | Callable[..., Any] | None, samples: Samples, signature: 
 def _default(samples: Samples, signature: Signature) -> str:
     classes = signature.classes
     labels = samples.labels
-    if labels is not None and classes is not None and labels.ndim == 1 and labels.dtype.kind in "iu":
-        return "top1"
-    return "agreement" if classes is not None and classes <= MOST_CLASSES else "cosine"
+    decides = signature.decides
+    if labels is not None and labels.dtype.kind in "iu":
+        if decides and labels.ndim == len(signature.outputs[0].shape):
+            return "top1"
+        if classes is not None and labels.ndim == 1:
+            return "top1"
+    return "agreement" if decides or (classes is not None and classes <= MOST_CLASSES) else "cosine"
 
 
 def _users(function: Callable[..., Any], name: str) -> Metric:

@@ -183,8 +183,9 @@ class Session:
 
         A model whose batch is fixed to n takes n samples a call; the last call is padded by repeating the
         last sample and its outputs are trimmed; so is that of a model that compares the samples of a call
-        with one another, whose outputs would have fewer columns otherwise. An output whose axis 0 is no multiple of the batch has
-        no sample axis and is concatenated as it comes, one part a call (scalars: one row a call).
+        with one another, whose outputs would have fewer columns otherwise. An output whose axis 0 is no
+        multiple of the batch has no sample axis and is concatenated as it comes, one part a call (scalars:
+        one row a call).
 
         Args:
             samples: arrays by input name, axis 0 = sample.

@@ -30,11 +30,24 @@ def _first(outputs: Outputs, name: str) -> Array:
     return scores
 
 
+def _same(ours: Array, wanted: Array, what: str) -> Scores:
+    """Share of each sample's decisions that are as they should be."""
+    if ours.shape != wanted.shape:
+        raise DataError(f"{what} has shape {ours.shape}, compared with {wanted.shape}")
+    return np.asarray((ours == wanted).reshape(len(ours), -1).mean(axis=1), np.float64)
+
+
 def top(k: int) -> PerSample:
-    """1 where the label is among the ``k`` highest class scores of the first output."""
+    """1 where the label is among the ``k`` highest class scores of the first output.
+
+    Top 1 of an output of class numbers is the share of them that are the labels'.
+    """
 
     def hits(outputs: Outputs, samples: Samples, reference: Outputs | None) -> Scores:
         name = f"top{k}"
+        key, first = next(iter(outputs.items()))
+        if k == 1 and first.dtype.kind in "iub" and samples.labels is not None:
+            return _same(first, samples.labels, f"metric {name}: output '{key}'")
         scores, labels = _first(outputs, name), samples.labels
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise DataError(f"metric {name} needs one class number a sample in 'labels'")
@@ -60,9 +73,14 @@ def _target(outputs: Outputs, samples: Samples, reference: Outputs | None, name:
 
 
 def agreement(outputs: Outputs, samples: Samples, reference: Outputs | None) -> Scores:
-    """1 where the first output's highest class is the original's."""
+    """1 where the first output's highest class is the original's.
+
+    Of an output of whole numbers, class numbers or a mask: the share of them that are the original's.
+    """
     key = next(iter(outputs))
     target = _target({key: outputs[key]}, samples, reference, "agreement")
+    if outputs[key].dtype.kind in "iub":
+        return _same(outputs[key], target[key], f"metric agreement: output '{key}'")
     ours, theirs = _first(outputs, "agreement"), _first(target, "agreement")
     finite = np.isfinite(ours).all(axis=1)
     return np.asarray((ours.argmax(axis=1) == theirs.argmax(axis=1)) & finite, np.float64)

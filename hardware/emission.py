@@ -215,6 +215,8 @@ def _compare(
             raise PostconditionError(
                 f"{path.name}: output '{name}' has shape {have.shape} instead of {want.shape}", node=name
             )
+        if want.dtype.kind in "iub" and want.size:
+            agreements.append(float(np.mean(want == have)))
         if want.dtype.kind != "f" or not want.size:
             continue
         a, b = want.astype(np.float64), have.astype(np.float64)

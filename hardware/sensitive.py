@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from condensec.decisions import scores
 from condensec.hardware.bias import Array, rounded
 from condensec.hardware.nodecost import channel_axis
 from condensec.hardware.quantize import PER_CHANNEL_OPSET, QUANTIZABLE, opset_of
 from condensec.hardware.work import macs, times_within
 from condensec.runner import Session
+from condensec.serialized import to_ir
 
 if TYPE_CHECKING:
     import onnx
@@ -73,12 +75,13 @@ def layer_errors(
     proto = onnx.load_model(source)
     if opset_of(proto) < PER_CHANNEL_OPSET:
         return []
-    outputs = [value.name for value in proto.graph.output]
+    hidden = scores(to_ir(proto))
+    outputs = [*(value.name for value in proto.graph.output), *hidden]
     layers = _install(proto, ranges, frozenset(exclude), shifts or {}, largest)
     if not layers:
         return []
     count = times_within(MACS / (len(layers) + 1), macs(source, samples), _LEAST, _MOST)
-    session = Session(proto, threads=threads, optimize="basic")
+    session = Session(proto, threads=threads, optimize="basic", extra_outputs=hidden)
     floats = [p.name for p in session.outputs if p.name in outputs and p.dtype == np.float32]
     off = np.zeros(len(layers), np.bool_)
     runner = _Runner(session, samples, floats, session.batch_size or 1)

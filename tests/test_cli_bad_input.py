@@ -56,6 +56,17 @@ def unknown_domain(folder: Path) -> list[str]:
     return ["acme.onnx"]
 
 
+def rows_that_come_and_go(folder: Path) -> list[str]:
+    model = onnx.load("model.onnx")
+    logits = model.graph.output.pop().name
+    model.graph.node.append(helper.make_node("Relu", [logits], ["positive"], name="above"))
+    model.graph.node.append(helper.make_node("NonZero", ["positive"], ["found"], name="find"))
+    model.graph.node.append(helper.make_node("Transpose", ["found"], ["places"], name="turn", perm=[1, 0]))
+    model.graph.output.append(helper.make_tensor_value_info("places", onnx.TensorProto.INT64, ["rows", 2]))
+    onnx.save(model, "places.onnx")
+    return ["places.onnx"]
+
+
 def external(location: str, shorten: int = 0, drop: bool = False) -> Make:
     def make(folder: Path) -> list[str]:
         onnx.save(
@@ -87,6 +98,7 @@ MODELS: dict[str, tuple[Make, str]] = {
     "zero": (zero_bytes, "zero.onnx"),
     "truncated": (truncated, "cut.onnx"),
     "domain": (unknown_domain, "acme"),
+    "rows by data": (rows_that_come_and_go, "before NonZero"),
     "external missing": (external("w.bin", drop=True), "w.bin"),
     "external short": (external("w.bin", shorten=1), "w.bin"),
     "external absolute": (external("/etc/passwd"), "/etc/passwd"),

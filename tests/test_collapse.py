@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from cutting import tiny
 from models import residual_cnn, save, save_samples
+from onnx import TensorProto
 
 import condensec
 from condensec.collapse import Collapse, Place, Watch
@@ -157,3 +158,13 @@ def test_without_a_guard_a_collapse_is_only_named() -> None:
         job: Any = SimpleNamespace(config=SimpleNamespace(max_drop=max_drop))
         assert stage.forbids(job, found) is forbidden
         assert not stage.forbids(job, [Collapse("dead units", "h", "g0", (1,), "one gone")])
+
+
+@pytest.mark.parametrize("outputs", [["k"], ["y", "k"]])
+def test_a_model_that_answers_with_a_class_goes_the_whole_line(tmp_path: Path, outputs: list[str]) -> None:
+    lines = "a = MatMul(x, p)\n h = Relu(a)\n y = MatMul(h, c)\n k = ArgMax<axis=1, keepdims=0>(y)"
+    model = tiny(lines, x=["N", 4], weights={"p": (4, 16), "c": (16, 3)}, y=outputs)
+    model.graph.output[-1].type.tensor_type.elem_type = TensorProto.INT64
+    save(model, tmp_path)
+    report = condensec.compress(tmp_path / "model.onnx", keep=0.5, heal="closed-form", max_drop="inf")
+    assert report.after.params == report.before.params / 2

@@ -76,7 +76,7 @@ def sample_axis(inputs: Sequence[tuple[str, Shape, bool]], output: Shape) -> int
 
 
 def crosses_samples(inputs: Sequence[tuple[str, Shape, bool]], output: Shape) -> bool:
-    """Whether two axes of an output count samples: every sample of a call beside every other (CLIP's logits)."""
+    """Whether two axes of an output count samples, each of a call beside every other, as in CLIP's logits."""
     sides = side_inputs(inputs)
     names = {s[0] for n, s, _ in inputs if n not in sides and s and isinstance(s[0], str)}
     return sum(dim in names for dim in output) > 1

@@ -76,9 +76,14 @@ class Signature:
         }
 
     @property
+    def decides(self) -> bool:
+        """Whether the first output is a decision: class numbers or a mask, whole numbers, no scores."""
+        return bool(self.outputs) and self.outputs[0].dtype.kind in "iub"
+
+    @property
     def classes(self) -> int | None:
-        """C, if the first output is ``[N, C]`` (or ``[N, C, 1, 1]``) with a fixed C > 1."""
-        if not self.outputs:
+        """C, if the first output is scores ``[N, C]`` (or ``[N, C, 1, 1]``) with a fixed C > 1."""
+        if not self.outputs or self.decides:
             return None
         shape = self.outputs[0].shape
         if len(shape) < 2 or any(d != 1 for d in shape[2:]):

@@ -86,6 +86,10 @@ def heal(
         state.mkdir(parents=True, exist_ok=True)
         job = _prepare(models, (train, validation), options, state, say, begun)
         reference = targets.reference(job.validation_files, job.training)
+        if getattr(metric, "needs_reference", False):
+            reference |= targets.untrained(
+                models.student, models.teacher, job.validation, reference, options.jobs
+            )
         judge = Judge(
             models.student, job.training, job.validation, metric, state, options, reference, is_enough
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,6 +115,16 @@ def reference(files: Mapping[str, str], training: Training) -> dict[str, np.ndar
         for name, output in training.targets.items()
         if output not in training.matches
     }
+
+
+def untrained(
+    student: onnx.ModelProto, teacher: Path, samples: Samples, known: Collection[str], threads: int
+) -> dict[str, np.ndarray]:
+    """The teacher's other outputs: nothing is trained by class numbers, but they may be judged."""
+    from condensec.runner import Session
+
+    names = [name for name in shared_outputs(student, teacher) if name not in known]
+    return Session(teacher, threads=threads).run_samples(samples, outputs=names) if names else {}
 
 
 def summary(samples: Samples) -> bytes:

@@ -173,7 +173,8 @@ class _Search:
         else:  # all of it goes into the repair; what was fitted to samples isn't judged by them
             order = np.random.default_rng(self.job.config.seed).permutation(len(train))
             self.judged = train.subset(np.sort(order[:LOSS_SAMPLES]))
-        self.reference = Session(self.job.loaded.path, threads=self.job.config.jobs).run_samples(self.judged)
+        session = Session(self.job.analysis.runnable, threads=self.job.config.jobs)
+        self.reference = session.run_samples(self.judged)
 
     def go(self, progress: Progress) -> Progress:
         """The best of what is tried: descent, all together, and all together with factors."""

@@ -35,7 +35,7 @@ def written(
 
     def write(accept: Callable[[Path], bool]) -> emit.Artifact:
         return emit.emit(
-            model,
+            job.plain(model),
             target,
             out,
             precision=job.config.quantize,

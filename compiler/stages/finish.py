@@ -229,7 +229,7 @@ def write_model(job: Job, cut: Cut, healed: ir.Model, staging: Path) -> Path:
     """The healed fp32 graph in the staging folder."""
     path = staging / "model.onnx"
     staging.mkdir(parents=True, exist_ok=True)
-    io.save(healed, path)
+    io.save(job.plain(healed), path)
     return path
 
 

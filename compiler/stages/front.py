@@ -78,7 +78,7 @@ def _point(
     prove(job, cut, healed)
     folder = staging / FOLDER / f"{number:02d}"
     folder.mkdir(parents=True, exist_ok=True)
-    io.save(healed, folder / "model.onnx")
+    io.save(job.plain(healed), folder / "model.onnx")
     (folder / "plan.json").write_text(cut.plan.dumps(), encoding="utf-8")
     target = job.targets[0]
     emitted = emit_target(job, target, healed, folder, models)

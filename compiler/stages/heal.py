@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from condensec import io
 from condensec.data import Samples
-from condensec.errors import ModelError
+from condensec.errors import HealError, ModelError
 from condensec.healing import HealOptions, HealResult, Thin, closed_form, environment, heal
 from condensec.healing.augment import resolve as resolve_augment
 from condensec.healing.qdq import as_stored, integer_weights, with_float_weights
@@ -75,6 +75,7 @@ class Healer:
         self._steps = steps
         self._folder = folder
         self.results: list[HealResult] = []
+        self.failures: list[str] = []
         if self.minutes.gradient:  # what can't be had is told before anything is cut
             _check_teacher(job)
             resolve_augment(job.config.augment, job.data.splits.train, seed=0, batch=4)
@@ -157,7 +158,19 @@ class Healer:
         self.minutes.quantized += spent
         return Trained(with_weights(model, as_stored(result.weights, found)), spent, bool(result.weights))
 
-    def _trained(
+    def _trained(self, model: ir.Model, seconds: float, slices: Any, **more: Any) -> tuple[HealResult, float]:
+        """What the worker makes of a student, and the seconds it took.
+
+        A failure is kept for the report: whoever asked for training would think that it was trained.
+        """
+        try:
+            return self._by_worker(model, seconds, slices, **more)
+        except HealError as error:
+            text = f"healing failed: {error}"
+            self.failures += [] if text in self.failures else [text]
+            raise
+
+    def _by_worker(
         self,
         model: ir.Model,
         seconds: float,
@@ -165,7 +178,6 @@ class Healer:
         losses: Mapping[str, float] | None = None,
         **more: Any,
     ) -> tuple[HealResult, float]:
-        """What the worker makes of a student, and the seconds it took."""
         job, splits = self._job, self._job.data.splits
         by_epochs = seconds == float("inf")
         own = job.config.teacher is None  # another teacher's inner values aren't the student's

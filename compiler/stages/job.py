@@ -12,9 +12,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec import io
+from condensec.comparable import check_comparable
 from condensec.config import Config
 from condensec.data import Samples, Signature, Splits, split, synthetic
 from condensec.data import load as load_data
+from condensec.decisions import with_scores, without_scores
 from condensec.errors import ConfigError, DataError, ModelError, PostconditionError, TargetUnavailable
 from condensec.hardware import devicetable
 from condensec.hardware.target import Target, get
@@ -97,6 +99,10 @@ class Job:
             session = Session(self.loaded.path, threads=self.config.jobs)
             self._outputs[id(samples)] = session.run_samples(samples)
         return self._outputs[id(samples)]
+
+    def plain(self, model: ir.Model) -> ir.Model:
+        """A model as the user gets it: with the original's outputs alone, see `condensec.decisions`."""
+        return without_scores(model, frozenset(v.name or "" for v in self.loaded.model.graph.outputs))
 
     def once(self, key: str, find: Callable[[], T]) -> T:
         """What ``find`` gives, computed at the first call for a key."""
@@ -230,13 +236,18 @@ def targets_of(names: Sequence[str], tables: Sequence[str]) -> tuple[Target, ...
 def find_groups(config: Config, loaded: Loaded, data: Data) -> Analysis:
     """Read the graph: what may be cut, and what goes with it."""
     shapes = loaded.signature.sample_shapes(data.splits.calibration)
-    return analyze(loaded.model, shapes, freeze=config.freeze)
+    return analyze(with_scores(loaded.model), shapes, freeze=config.freeze)
 
 
 def measure_baseline(
     config: Config, loaded: Loaded, data: Data, targets: tuple[Target, ...], analysis: Analysis
 ) -> Job:
-    """Run the original on validation samples; on fewer of them, where it is large."""
+    """Run the original on validation samples; on fewer of them, where it is large.
+
+    Raises:
+        ModelError: it doesn't run, or what it gives can't be compared.
+        ConfigError: the metric is no number for the original.
+    """
     session = Session(loaded.path, threads=config.jobs)
     most = affordable(analysis.macs(), 1, GUARD_SECONDS, LEAST_GUARD)
     validation = data.splits.validation.first(most)
@@ -246,6 +257,7 @@ def measure_baseline(
         notes = (*notes, f"the guard uses {len(validation)} of {whole} validation samples")
     data = Data(replace(data.splits, validation=validation), data.metric, notes)
     reference = _first_run(session, validation)
+    check_comparable(session, loaded.model, validation)
     baseline = data.metric.value(reference, validation, reference)
     if not np.isfinite(baseline):
         raise ConfigError(

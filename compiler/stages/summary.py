@@ -70,6 +70,7 @@ def conclude(
         layers=layers,
         graph=diagram(job.analysis.model, {layer.name for layer in layers}),
         plan_sha256=cut.plan.digest(),
+        warnings=(*report.warnings, *means.healer.failures),
         notes=(
             *report.notes,
             *filter(None, (progress.note, short)),

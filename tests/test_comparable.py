@@ -1,0 +1,55 @@
+"""Outputs whose length depends on the data: refused where it does, and only there."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+
+from condensec.comparable import check_comparable
+from condensec.data import Samples
+from condensec.errors import ModelError
+from condensec.runner import Session
+
+X = np.random.default_rng(0).standard_normal((12, 6)).astype(np.float32)
+
+
+def places(of: str, dims: list[str | None]) -> onnx.ModelProto:
+    """Where a value is not zero: ``[rows, 2]``; of the input above zero, or of ones of its shape."""
+    value = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    nodes = [
+        helper.make_node("Relu", ["x"], ["positive"], name="relu"),
+        helper.make_node("Shape", ["x"], ["shape"], name="shape"),
+        helper.make_node("ConstantOfShape", ["shape"], ["ones"], name="ones", value=value),
+        helper.make_node("NonZero", [of], ["found"], name="find"),
+        helper.make_node("Transpose", ["found"], ["places"], name="turn", perm=[1, 0]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 6])]
+    outputs = [helper.make_tensor_value_info("places", TensorProto.INT64, dims)]
+    graph = helper.make_graph(nodes, "g", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def checked(model: onnx.ModelProto, x: np.ndarray) -> None:
+    check_comparable(Session(model), ir.from_proto(model), Samples({"x": x}))
+
+
+@pytest.mark.parametrize("dims", [["rows", 2], [None, 2]])
+def test_rows_that_come_and_go_are_refused_and_their_node_is_named(dims: list[str | None]) -> None:
+    with pytest.raises(ModelError, match=r"'places' has 0 to 5 rows.*before NonZero") as caught:
+        checked(places("positive", dims), X)
+    assert caught.value.node == "find"
+    assert caught.value.exit_code == 2
+
+
+def test_no_rows_at_all_are_refused() -> None:
+    with pytest.raises(ModelError, match="'places' is empty"):
+        checked(places("positive", ["rows", 2]), -np.abs(X))
+
+
+def test_as_many_rows_for_every_sample_pass() -> None:
+    counts = {len(Session(places("ones", ["rows", 2])).run({"x": X[i : i + 1]})["places"]) for i in range(8)}
+    checked(places("ones", ["rows", 2]), X)
+    assert counts == {6}
