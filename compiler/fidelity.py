@@ -14,7 +14,10 @@ WRONG = 1e6  # the loss of outputs that aren't numbers
 
 
 def output_error(reference: Outputs, outputs: Outputs) -> float:
-    """Squared error of all float outputs over their variance, averaged over outputs (0: the same)."""
+    """Squared error of all float outputs over their variance, averaged over outputs (0: the same).
+
+    Where there are none, of outputs of 8 bits: they are quantized numbers, or pictures.
+    """
     return float(sample_errors(reference, outputs).mean())
 
 
@@ -27,9 +30,9 @@ def sample_errors(reference: Outputs, outputs: Outputs, count: int | None = None
         count: how many; None = all.
     """
     errors = []
-    for name, a in reference.items():
-        if a.dtype.kind != "f":
-            continue
+    floats = {name: a for name, a in reference.items() if a.dtype.kind == "f"}
+    quantized = {name: a for name, a in reference.items() if a.dtype.kind in "iu" and a.dtype.itemsize == 1}
+    for name, a in (floats or quantized).items():
         x, y = a.astype(np.float64), outputs[name].astype(np.float64)
         variance = (
             float(((x - x.mean(axis=0)) ** 2).mean()) if a.ndim and len(x) > 1 else float((x**2).mean())

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from condensec.data.fit import check_classes
-from condensec.data.types import Array, Samples
+from condensec.data.types import Array, Samples, is_decision
 from condensec.errors import DataError
 
 Outputs = Mapping[str, Array]
@@ -46,7 +46,7 @@ def top(k: int) -> PerSample:
     def hits(outputs: Outputs, samples: Samples, reference: Outputs | None) -> Scores:
         name = f"top{k}"
         key, first = next(iter(outputs.items()))
-        if k == 1 and first.dtype.kind in "iub" and samples.labels is not None:
+        if k == 1 and is_decision(first.dtype, first.shape) and samples.labels is not None:
             return _same(first, samples.labels, f"metric {name}: output '{key}'")
         scores, labels = _first(outputs, name), samples.labels
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -79,7 +79,7 @@ def agreement(outputs: Outputs, samples: Samples, reference: Outputs | None) -> 
     """
     key = next(iter(outputs))
     target = _target({key: outputs[key]}, samples, reference, "agreement")
-    if outputs[key].dtype.kind in "iub":
+    if is_decision(outputs[key].dtype, outputs[key].shape):
         return _same(outputs[key], target[key], f"metric agreement: output '{key}'")
     ours, theirs = _first(outputs, "agreement"), _first(target, "agreement")
     finite = np.isfinite(ours).all(axis=1)

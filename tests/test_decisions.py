@@ -15,6 +15,7 @@ from onnx import TensorProto
 import condensec
 from condensec.data import Samples, Signature, TensorSpec
 from condensec.decisions import scores, with_scores, without_scores
+from condensec.fidelity import sample_errors
 from condensec.metrics import METRICS, resolve
 from condensec.runner import Session
 
@@ -101,11 +102,11 @@ def _signature(dtype: str, *dims: int | str) -> Signature:
 
 def test_metrics_of_decisions() -> None:
     labels = np.array([[0, 1, 1, 2], [3, 3, 0, 0]])
-    given = {"y": np.array([[0, 1, 2, 2], [3, 0, 0, 1]], np.uint8)}
+    given = {"y": np.array([[0, 1, 2, 2], [3, 0, 0, 1]])}
     samples = Samples({"x": X[:2]}, labels)
     assert METRICS["top1"].per_sample(given, samples).tolist() == [0.75, 0.5]
     assert METRICS["agreement"].per_sample(given, samples, {"y": labels}).tolist() == [0.75, 0.5]
-    assert resolve(None, samples, _signature("uint8", 4)).name == "top1"
+    assert resolve(None, samples, _signature("int64", 4)).name == "top1"
     assert resolve(None, Samples({"x": X[:2]}), _signature("int64", 4)).name == "agreement"
     assert resolve(None, Samples({"x": X[:2]}, labels[:, 0]), _signature("int64")).name == "top1"
     assert resolve(None, samples, _signature("float32", 7, 4)).name == "cosine"
@@ -121,3 +122,16 @@ def test_a_training_that_fails_is_warned_of(tmp_path: Path, monkeypatch: pytest.
     assert len(report.warnings) == 1
     assert report.warnings[0].startswith("healing failed: CONDENSEC_HEAL_PYTHON")
     assert report.after.params < report.before.params
+
+
+def test_quantized_scores_are_no_decisions() -> None:
+    reference = np.array([[9, 200, 3], [7, 8, 90]], np.uint8)
+    given = np.array([[9, 190, 3], [90, 8, 7]], np.uint8)
+    samples = Samples({"x": X[:2]}, np.array([1, 2]))
+    assert resolve(None, samples, _signature("uint8", 3)).name == "top1"
+    assert METRICS["top1"].per_sample({"y": given}, samples).tolist() == [1, 0]
+    assert METRICS["agreement"].per_sample({"y": given}, samples, {"y": reference}).tolist() == [1, 0]
+    errors = sample_errors({"y": reference}, {"y": given})
+    variance = ((reference - reference.astype(float).mean(axis=0)) ** 2).mean()
+    np.testing.assert_allclose(errors, [100 / 3 / variance, 2 * 83**2 / 3 / variance])
+    assert sample_errors({"y": reference.astype(np.int64)}, {"y": given}).tolist() == [0]

@@ -17,6 +17,12 @@ Index = npt.NDArray[np.int64]
 CHUNK = 1 << 23  # bytes of a mapped array that are looked at or copied at a time
 
 
+def is_decision(dtype: np.dtype[Any], shape: Sequence[int | str | None]) -> bool:
+    """Whether values are class numbers or a mask: whole numbers, but not quantized scores ``[N, C]``."""
+    scores = dtype.itemsize == 1 and len(shape) > 1 and all(d == 1 for d in shape[2:])
+    return dtype.kind == "b" or (dtype.kind in "iu" and not scores)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a model.
@@ -77,8 +83,8 @@ class Signature:
 
     @property
     def decides(self) -> bool:
-        """Whether the first output is a decision: class numbers or a mask, whole numbers, no scores."""
-        return bool(self.outputs) and self.outputs[0].dtype.kind in "iub"
+        """Whether the first output is a decision, see `is_decision`."""
+        return bool(self.outputs) and is_decision(self.outputs[0].dtype, self.outputs[0].shape)
 
     @property
     def classes(self) -> int | None:
