@@ -1,15 +1,19 @@
-"""Outputs whose length depends on the data: a detector's boxes that are left after suppression.
+"""Outputs that two models can't be compared by, so that a cut could neither be chosen, healed nor proven.
 
-Two models can't be compared by them sample by sample, so a cut could neither be chosen, healed nor proven.
+Those whose length depends on the data, as a detector's boxes that are left after suppression; and those that
+aren't numbers.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from condensec.data import Samples
+from condensec.data.types import Array
 from condensec.errors import ModelError
 from condensec.runner import Session
 
@@ -44,6 +48,29 @@ def check_comparable(session: Session, model: ir.Model, samples: Samples) -> Non
     for name, lengths in found.items():
         if len(lengths) > 1 or lengths == {0}:
             raise _refusal(name, lengths, _origin(model, name))
+
+
+def check_finite_outputs(outputs: Mapping[str, Array], samples: Samples) -> None:
+    """Refuse an original that doesn't give numbers.
+
+    Args:
+        outputs: the original's, axis 0 = sample where there is one.
+        samples: what they were computed from.
+
+    Raises:
+        ModelError: names the output, and the first sample that it isn't finite for.
+    """
+    for name, value in outputs.items():
+        if value.dtype.kind != "f" or np.isfinite(value).all():
+            continue
+        rows = ~np.isfinite(value.reshape(len(value), -1)).all(axis=1) if value.ndim else np.ones(1, np.bool_)
+        where = f"in {rows.sum()} of {len(rows)} rows, the first of them {np.flatnonzero(rows)[0]}"
+        made_up = "the inputs are made up: give real ones with --data"
+        raise ModelError(
+            f"output '{name}' of the model itself is NaN or infinite {where}",
+            node=name,
+            hint=made_up if samples.synthetic else "leave such samples out, or end the model before that",
+        )
 
 
 def _is_known(dim: int | str | None, given: set[str]) -> bool:

@@ -100,7 +100,11 @@ def _pairs(
             )
         rows = len(samples)
         if theirs.shape[:1] != (rows,):
-            raise DataError(f"metric {name}: axis 0 of output '{key}' isn't the sample axis", node=key)
+            raise DataError(
+                f"metric {name}: axis 0 of output '{key}' isn't the sample axis",
+                node=key,
+                hint="choose --metric module:callable, a function (outputs, samples) -> float",
+            )
         pairs.append((ours.reshape(rows, -1).astype(np.float64), theirs.reshape(rows, -1).astype(np.float64)))
     return pairs
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from condensec.comparable import check_comparable
+from condensec.comparable import check_comparable, check_finite_outputs
 from condensec.data import Samples
 from condensec.errors import ModelError
 from condensec.runner import Session
@@ -53,3 +53,15 @@ def test_as_many_rows_for_every_sample_pass() -> None:
     counts = {len(Session(places("ones", ["rows", 2])).run({"x": X[i : i + 1]})["places"]) for i in range(8)}
     checked(places("ones", ["rows", 2]), X)
     assert counts == {6}
+
+
+def test_an_original_that_gives_no_numbers_is_refused_and_says_for_which_row() -> None:
+    outputs = {"y": np.array([[1.0, 2.0], [3.0, np.inf], [np.nan, 0.0]]), "k": np.arange(3)}
+    with pytest.raises(
+        ModelError, match=r"'y' of the model itself.*in 2 of 3 rows, the first of them 1"
+    ) as caught:
+        check_finite_outputs(outputs, Samples({"x": X[:3]}))
+    assert "leave such samples out" in str(caught.value)
+    with pytest.raises(ModelError, match="made up"):
+        check_finite_outputs(outputs, Samples({"x": X[:3]}, synthetic=True))
+    check_finite_outputs({"y": np.ones((3, 2)), "k": np.arange(3)}, Samples({"x": X[:3]}))

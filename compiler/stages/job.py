@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec import io
-from condensec.comparable import check_comparable
+from condensec.comparable import check_comparable, check_finite_outputs
 from condensec.config import Config
 from condensec.data import Samples, Signature, Splits, split, synthetic
 from condensec.data import load as load_data
@@ -258,6 +258,7 @@ def measure_baseline(
     data = Data(replace(data.splits, validation=validation), data.metric, notes)
     reference = _first_run(session, validation)
     check_comparable(session, loaded.model, validation)
+    check_finite_outputs(reference, validation)
     baseline = data.metric.value(reference, validation, reference)
     if not np.isfinite(baseline):
         raise ConfigError(
