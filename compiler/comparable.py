@@ -63,7 +63,8 @@ def check_finite_outputs(outputs: Mapping[str, Array], samples: Samples) -> None
     for name, value in outputs.items():
         if value.dtype.kind != "f" or np.isfinite(value).all():
             continue
-        rows = ~np.isfinite(value.reshape(len(value), -1)).all(axis=1) if value.ndim else np.ones(1, np.bool_)
+        listed = np.atleast_1d(value)
+        rows = np.asarray(~np.isfinite(listed.reshape(len(listed), -1)).all(axis=1))
         where = f"in {rows.sum()} of {len(rows)} rows, the first of them {np.flatnonzero(rows)[0]}"
         made_up = "the inputs are made up: give real ones with --data"
         raise ModelError(

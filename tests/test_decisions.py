@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from cutting import tiny
 from models import save
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 import condensec
 from condensec.data import Samples, Signature, TensorSpec
@@ -135,3 +135,22 @@ def test_quantized_scores_are_no_decisions() -> None:
     variance = ((reference - reference.astype(float).mean(axis=0)) ** 2).mean()
     np.testing.assert_allclose(errors, [100 / 3 / variance, 2 * 83**2 / 3 / variance])
     assert sample_errors({"y": reference.astype(np.int64)}, {"y": given}).tolist() == [0]
+
+
+def test_a_student_of_the_users_own_learns_by_the_scores(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    given = deciding("y = ArgMax<axis=1, keepdims=0>(s)", TensorProto.INT64)
+    save(given, tmp_path)
+    for tensor in given.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        noise = rng.normal(scale=0.5 * array.std(), size=array.shape).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array + noise, tensor.name))
+    onnx.save(given, tmp_path / "student.onnx")
+    np.savez(tmp_path / "d.npz", x=rng.standard_normal((1600, 8)).astype(np.float32))
+    result = condensec.heal(
+        tmp_path / "student.onnx", tmp_path / "model.onnx", str(tmp_path / "d.npz"), tmp_path / "healed.onnx",
+        heal="epochs=5",
+    )  # fmt: skip
+    assert result.after > result.before + 0.03
+    assert [v.name for v in onnx.load(tmp_path / "healed.onnx").graph.output] == ["y"]
+    assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "student.onnx", "d.npz", "healed.onnx"}

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from condensec import data as samples
 from condensec import io
 from condensec.config import Config
+from condensec.decisions import with_scores
 from condensec.errors import ModelError
 from condensec.healing import HealOptions, HealResult
 from condensec.healing import heal as train
@@ -47,11 +48,15 @@ def heal(
     )
     splits = samples.split(given, held, seed=config.seed)
     floats, found = with_float_weights(student)
-    trained = path.with_name(f".{path.name}.floats.onnx") if found else Path(config.model)
-    if found:  # integers behind a DequantizeLinear are trained as what they mean
-        io.save(floats, trained)
+    work = with_scores(floats)
+    copies: list[Path] = []
+    trained, taught = Path(config.model), teacher
+    if found or work is not floats:  # integers behind a DequantizeLinear are trained as what they mean
+        trained = _aside(work, path, "student", copies)
+    if work is not floats:  # class numbers are learned by the scores behind them
+        taught = _aside(with_scores(io.load(teacher)), path, "teacher", copies)
     result = steps.run(
-        "heal", train, trained, teacher, splits.train, splits.validation, _options(config),
+        "heal", train, trained, taught, splits.train, splits.validation, _options(config),
         metric=resolve(config.metric, splits.validation, signature),
         state=path.with_name(f".{path.name}.state"),
         progress=lambda share, text: steps.progress("heal", share, text),
@@ -60,9 +65,17 @@ def heal(
     for name, array in as_stored(result.weights, found).items():
         _replace(student, name, array)
     io.save(student, path)
-    if found:
-        trained.unlink(missing_ok=True)
+    for copy in copies:
+        copy.unlink(missing_ok=True)
     return result
+
+
+def _aside(model: ir.Model, path: Path, role: str, copies: list[Path]) -> Path:
+    """A copy that is worked with, hidden beside the file to write; noted in ``copies``."""
+    copy = path.with_name(f".{path.name}.{role}.onnx")
+    io.save(model, copy)
+    copies.append(copy)
+    return copy
 
 
 def _student(config: Config, teacher: Path) -> ir.Model:
