@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +16,7 @@ from condensec.hardware.target import get
 from condensec.passes.groups import Group
 from condensec.report.model import Report
 from condensec.specs import parse_budget
-from condensec.stages import goals
+from condensec.stages import cycles, goals
 from condensec.stages.goals import Budgets, Limit
 
 TARGETS = ["mobile-cpu", "nvidia-t4"]
@@ -111,3 +113,14 @@ def test_widths_suit_the_precision_that_is_asked_for() -> None:
     wide = Group("g", "channel", 64, True, (), ())
     assert goals._levels(wide, 1, "conv", vnni, None, "int8") == {16, 32, 48, 64}
     assert goals._levels(group, 1, "conv", vnni, 4, "int8") == {4, 8, 12, 16}, "--align wins"
+
+
+def test_a_target_whose_nodes_cost_nothing_is_not_corrected() -> None:
+    """As where the table knows none of them: the miss is told by the measured budget alone."""
+    half = SimpleNamespace(relative=True, value=0.5)
+    limit = SimpleNamespace(key="latency:host", target="host", dense=0.0, budget=half)
+    budgets: Any = SimpleNamespace(asked=True, reachable=lambda correction: [limit])
+    progress: Any = SimpleNamespace(reached=True, rounds=0, correction={})
+    emitted: Any = {"host": SimpleNamespace(comparison=SimpleNamespace(ratio=1.0))}
+    job: Any = None
+    assert cycles.corrected(job, budgets, progress, emitted) is None

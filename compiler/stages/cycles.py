@@ -265,7 +265,7 @@ def corrected(
     missed = False
     for limit in budgets.reachable(correction):
         comparison = emitted[limit.target].comparison if limit.target else None
-        if comparison is None:
+        if comparison is None or not limit.dense:  # no node's time is known: nothing to correct
             continue
         allowed = (
             limit.budget.value if limit.budget.relative else limit.budget.value / (comparison.a.seconds * 1e3)
