@@ -120,6 +120,7 @@ class Session:
         own = self.outputs if not extra_outputs else [p for p in self.outputs if p.name not in extra_outputs]
         self.ports = [(p.name, p.shape, bool(p.shape) or p.name in known) for p in self.inputs]
         self._sample_axis = {p.name: sample_axis(self.ports, p.shape) for p in own}
+        self._unnamed = {p.name for p in own if not p.shape or isinstance(p.shape[0], int)}
         self._crosses = any(crosses_samples(self.ports, p.shape) for p in own)
 
     def _prepare(
@@ -220,6 +221,8 @@ class Session:
     def by_sample(self, name: str, value: np.ndarray) -> np.ndarray:
         """An output with samples along axis 0; see `condensec.data.side.sample_axis`."""
         axis = self._sample_axis.get(name, 0)
+        if axis == 0 and name in self._unnamed:
+            axis = sample_axis(self.ports, value.shape)  # files are wrong about shapes now and then
         if axis is None:
             return value if value.shape[:1] == (1,) else value[None]
         return np.moveaxis(value, axis, 0) if axis and axis < value.ndim else value

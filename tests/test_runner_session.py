@@ -14,6 +14,7 @@ from models import mlp, residual_cnn, transformer_encoder
 from onnx import TensorProto, helper, numpy_helper
 
 from condensec import serialized
+from condensec.data.side import sample_axis
 from condensec.errors import DataError, ModelError, PostconditionError, PreconditionError
 from condensec.runner import Session, available_providers, runtime_version
 
@@ -193,6 +194,37 @@ def test_samples_that_are_compared_with_one_another_run_in_calls_of_one_size(nam
     got = Session(compared(*names)).run_samples(Rows({"a": a, "b": b}), batch=4)["y"]
     last = np.repeat(b[4:] @ a[4], 4)  # the fifth beside copies of itself
     np.testing.assert_allclose(got, np.vstack([a[:4] @ b[:4].T, last]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("stated", [[26, 1, 5], [1, "length"]])
+def test_a_line_at_a_time_gives_its_positions_first(stated: list[int | str]) -> None:
+    """Text recognisers of fixed batch: ``[positions, 1, classes]``, which some files state wrongly."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 5, 26])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, stated)
+    node = helper.make_node("Transpose", ["x"], ["y"], perm=[2, 0, 1])
+    body = helper.make_graph([node], "g", [x], [y])
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    lines = np.random.default_rng(0).standard_normal((3, 5, 26)).astype(np.float32)
+    got = Session(model).run_samples(Rows({"x": lines}))["y"]
+    np.testing.assert_array_equal(got, lines.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("batch", "output", "axis"),
+    [
+        (1, (26, 1, 5), 1),
+        (1, (1, 5), 0),
+        (1, (8, 4), None),  # nothing says which, and one sample a call: a new axis
+        (1, (1, 1, 5), 0),
+        (4, (26, 4, 5), 1),
+        (4, (8, 4), 0),  # two of each sample
+        (4, (26, 4, 4), 0),  # nobody can tell
+    ],
+)
+def test_the_sample_axis_where_the_batch_is_fixed(
+    batch: int, output: tuple[int, ...], axis: int | None
+) -> None:
+    assert sample_axis([("x", (batch, 3), True)], output) == axis
 
 
 def test_samples_must_agree_in_number() -> None:

@@ -63,7 +63,9 @@ def batch_of(inputs: Sequence[tuple[str, Shape, bool]]) -> int | None:
 def sample_axis(inputs: Sequence[tuple[str, Shape, bool]], output: Shape) -> int | None:
     """Which axis of an output counts samples: 0, or another one that is named like the inputs' axis 0.
 
-    None where nothing says: a model with side inputs that takes one sample a call.
+    Where the batch is fixed and axis 0 has another size, the only one of the batch's: ``[26, 1, 37]`` of a
+    text recogniser that takes one line. None where nothing says: a model that takes one sample a call, and
+    has side inputs or no such axis.
     """
     sides = side_inputs(inputs)
     names = {s[0] for n, s, _ in inputs if n not in sides and s and isinstance(s[0], str)}
@@ -72,7 +74,16 @@ def sample_axis(inputs: Sequence[tuple[str, Shape, bool]], output: Shape) -> int
     found = next((axis for axis, dim in enumerate(output) if dim in names), None)
     if found is not None:
         return found
+    batch = batch_of(inputs)
+    if batch is not None and output and isinstance(output[0], int) and not _holds(output[0], batch):
+        same = [axis for axis, dim in enumerate(output) if dim == batch]
+        return same[0] if len(same) == 1 else None if batch == 1 else 0
     return None if sides and batch_of(inputs) == 1 else 0
+
+
+def _holds(size: int, batch: int) -> bool:
+    """Whether axis 0 of an output may count samples: one each, or several."""
+    return size == 1 if batch == 1 else size % batch == 0
 
 
 def crosses_samples(inputs: Sequence[tuple[str, Shape, bool]], output: Shape) -> bool:
