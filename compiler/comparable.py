@@ -81,7 +81,7 @@ def _is_known(dim: int | str | None, given: set[str]) -> bool:
 def _refusal(name: str, lengths: set[int], origin: ir.Node | None) -> ModelError:
     what = "is empty" if lengths == {0} else f"has {min(lengths)} to {max(lengths)} rows"
     node = None if origin is None else origin.name
-    where = "the node that makes them" if origin is None else f"{origin.op_type}"
+    where = "the node that makes them" if origin is None else origin.op_type
     return ModelError(
         f"output '{name}' {what}, by what the samples hold: two models can't be compared by it",
         node=node,

@@ -68,7 +68,7 @@ def layer_errors(
         largest: of the integers of weights.
 
     Returns:
-        The worst layer first.
+        The worst layer first; none where no float output, nor a score behind a decision, could tell.
     """
     import onnx
 
@@ -83,6 +83,8 @@ def layer_errors(
     count = times_within(MACS / (len(layers) + 1), macs(source, samples), _LEAST, _MOST)
     session = Session(proto, threads=threads, optimize="basic", extra_outputs=hidden)
     floats = [p.name for p in session.outputs if p.name in outputs and p.dtype == np.float32]
+    if not floats:
+        return []
     off = np.zeros(len(layers), np.bool_)
     runner = _Runner(session, samples, floats, session.batch_size or 1)
     count = min(count, len(samples))

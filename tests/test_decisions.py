@@ -82,8 +82,14 @@ def test_a_cut_is_chosen_and_trained_by_the_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quantize", ["int8", "auto"])
-def test_layers_are_quantized_by_what_they_do_to_the_scores(tmp_path: Path, quantize: str) -> None:
-    save(deciding("y = ArgMax<axis=1, keepdims=0>(s)", TensorProto.INT64), tmp_path)
+@pytest.mark.parametrize(
+    "ending", ["y = ArgMax<axis=1, keepdims=0>(s)", "k = Cast<to=7>(s)\n y = Mod(k, k3)"]
+)
+def test_layers_are_quantized_by_what_they_do_to_the_scores(
+    tmp_path: Path, quantize: str, ending: str
+) -> None:
+    """Where no scores are found either, no layer is the worst, and quantizing goes on."""
+    save(deciding(ending, TensorProto.INT64, {"k3": np.array(3)}), tmp_path)
     np.savez(tmp_path / "d.npz", x=X)
     report = condensec.compress(
         tmp_path / "model.onnx", data=str(tmp_path / "d.npz"), budget="macs<=1x", heal="off",

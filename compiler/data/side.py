@@ -67,8 +67,7 @@ def sample_axis(inputs: Sequence[tuple[str, Shape, bool]], output: Shape) -> int
     text recogniser that takes one line. None where nothing says: a model that takes one sample a call, and
     has side inputs or no such axis.
     """
-    sides = side_inputs(inputs)
-    names = {s[0] for n, s, _ in inputs if n not in sides and s and isinstance(s[0], str)}
+    names = _batch_names(inputs)
     if output[:1] and output[0] in names:
         return 0
     found = next((axis for axis, dim in enumerate(output) if dim in names), None)
@@ -78,7 +77,7 @@ def sample_axis(inputs: Sequence[tuple[str, Shape, bool]], output: Shape) -> int
     if batch is not None and output and isinstance(output[0], int) and not _holds(output[0], batch):
         same = [axis for axis, dim in enumerate(output) if dim == batch]
         return same[0] if len(same) == 1 else None if batch == 1 else 0
-    return None if sides and batch_of(inputs) == 1 else 0
+    return None if batch == 1 and side_inputs(inputs) else 0
 
 
 def _holds(size: int, batch: int) -> bool:
@@ -88,9 +87,14 @@ def _holds(size: int, batch: int) -> bool:
 
 def crosses_samples(inputs: Sequence[tuple[str, Shape, bool]], output: Shape) -> bool:
     """Whether two axes of an output count samples, each of a call beside every other, as in CLIP's logits."""
-    sides = side_inputs(inputs)
-    names = {s[0] for n, s, _ in inputs if n not in sides and s and isinstance(s[0], str)}
+    names = _batch_names(inputs)
     return sum(dim in names for dim in output) > 1
+
+
+def _batch_names(inputs: Sequence[tuple[str, Shape, bool]]) -> set[str]:
+    """What axis 0 of the inputs is called, those without a sample axis left out."""
+    sides = side_inputs(inputs)
+    return {s[0] for n, s, _ in inputs if n not in sides and s and isinstance(s[0], str)}
 
 
 def copies(array: Array, count: int) -> Array:

@@ -34,6 +34,7 @@ from condensec.healing.training import Training
 from condensec.healing.views import Views
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
     from condensec.data import Samples
@@ -85,11 +86,7 @@ def heal(
     try:
         state.mkdir(parents=True, exist_ok=True)
         job = _prepare(models, (train, validation), options, state, say, begun)
-        reference = targets.reference(job.validation_files, job.training)
-        if getattr(metric, "needs_reference", False):
-            reference |= targets.untrained(
-                models.student, models.teacher, job.validation, reference, options.jobs
-            )
+        reference = _reference(models, job, metric, options.jobs)
         judge = Judge(
             models.student, job.training, job.validation, metric, state, options, reference, is_enough
         )
@@ -133,6 +130,14 @@ def _answers(job: _Job, judge: Judge, say: Progress) -> dict[str, Callable[[Even
         "view": lambda event: {"files": job.views.get(int(event["epoch"]))},
         **events.pass_on(say),
     }
+
+
+def _reference(models: Models, job: _Job, metric: Any, threads: int) -> dict[str, np.ndarray]:
+    """The teacher's outputs on the validation samples, as far as the metric may ask for them."""
+    found = targets.reference(job.validation_files, job.training)
+    if getattr(metric, "needs_reference", False):
+        found |= targets.untrained(models.student, models.teacher, job.validation, found, threads)
+    return found
 
 
 def _load(path: Path) -> onnx.ModelProto:

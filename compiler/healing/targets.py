@@ -123,6 +123,8 @@ def untrained(
     """The teacher's other outputs: nothing is trained by class numbers, but they may be judged."""
     from condensec.runner import Session
 
+    if all(output.name in known for output in student.graph.output):
+        return {}
     names = [name for name in shared_outputs(student, teacher) if name not in known]
     return Session(teacher, threads=threads).run_samples(samples, outputs=names) if names else {}
 
