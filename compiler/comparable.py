@@ -1,13 +1,13 @@
 """Outputs that two models can't be compared by, so that a cut could neither be chosen, healed nor proven.
 
-Those whose length depends on the data, as a detector's boxes that are left after suppression; and those that
-aren't numbers.
+Those whose length depends on the data, as a detector's boxes that are left after suppression; those that
+aren't numbers; and those that chance decides.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,10 @@ from condensec.runner import Session
 
 MOST_CALLS = 8
 DEPENDENT = frozenset(("Compress", "NonMaxSuppression", "NonZero", "Unique"))
+_RANDOM = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+_REPEATED = 1e-3  # of an output's largest value: no two orders of the same sums differ by as much
 
 
 def check_comparable(session: Session, model: ir.Model, samples: Samples) -> None:
@@ -47,7 +51,7 @@ def check_comparable(session: Session, model: ir.Model, samples: Samples) -> Non
                 found[name].add(len(value))
     for name, lengths in found.items():
         if len(lengths) > 1 or lengths == {0}:
-            raise _refusal(name, lengths, _origin(model, name))
+            raise _refusal(name, lengths, _nearest(model, name, _depends))
 
 
 def check_finite_outputs(outputs: Mapping[str, Array], samples: Samples) -> None:
@@ -74,6 +78,54 @@ def check_finite_outputs(outputs: Mapping[str, Array], samples: Samples) -> None
         )
 
 
+def check_repeats(model: ir.Model, feeds: Mapping[str, Array], *, threads: int = 1) -> None:
+    """Refuse a model that gives something else for the same input each time.
+
+    It runs as it's written: onnxruntime's optimizer takes a Dropout out even where it is training, other
+    runtimes don't, and what such a model means can't be told.
+
+    Args:
+        model: any; only one in which some node draws numbers is run.
+        feeds: arrays by input name, for one call.
+        threads: for onnxruntime.
+
+    Raises:
+        ModelError: names the output, and the node that draws.
+    """
+    if not any(map(_draws, ir.traversal.RecursiveGraphIterator(model.graph))):
+        return
+    session = Session(model, threads=threads, optimize=False)
+    once, again = session.run(feeds), session.run(feeds)
+    for name, first in once.items():
+        if first.dtype.kind != "f" or first.shape != again[name].shape:
+            continue
+        size = np.abs(first).max(initial=0.0)
+        if np.isfinite(size) and np.abs(first - again[name]).max(initial=0.0) > _REPEATED * size:
+            raise _drawn(name, _nearest(model, name, _draws))
+
+
+def _drawn(name: str, node: ir.Node | None) -> ModelError:
+    """What to say of an output that chance decides."""
+    hint = "make the random numbers an input of the model"
+    if node is not None and node.op_type == "Dropout":
+        hint = "export the model for inference (in PyTorch: model.eval() first), so that its Dropout is off"
+    by = "" if node is None else f", by {node.op_type} '{node.name}'"
+    return ModelError(
+        f"output '{name}' of the model itself is random{by}: two runs on the same input differ",
+        node=None if node is None else node.name,
+        hint=hint,
+    )
+
+
+def _draws(node: ir.Node) -> bool:
+    """Whether a node gives random numbers; Dropout does while it is training."""
+    if node.op_type != "Dropout":
+        return node.op_type in _RANDOM
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    known = None if training is None else ir.convenience.get_const_tensor(training)
+    return training is not None and (known is None or bool(np.any(known.numpy())))
+
+
 def _is_known(dim: int | str | None, given: set[str]) -> bool:
     return isinstance(dim, int) or dim in given
 
@@ -90,15 +142,20 @@ def _refusal(name: str, lengths: set[int], origin: ir.Node | None) -> ModelError
     )
 
 
-def _origin(model: ir.Model, name: str) -> ir.Node | None:
-    """The nearest node before an output whose output's length depends on the data."""
+def _depends(node: ir.Node) -> bool:
+    """Whether the length of a node's output depends on the data."""
+    return node.op_type in DEPENDENT
+
+
+def _nearest(model: ir.Model, name: str, wanted: Callable[[ir.Node], bool]) -> ir.Node | None:
+    """The nearest node of a kind before an output."""
     queue = deque(v.producer() for v in model.graph.outputs if v.name == name)
     seen = set()
     while queue:
         node = queue.popleft()
         if node is None or node in seen:
             continue
-        if node.op_type in DEPENDENT:
+        if wanted(node):
             return node
         seen.add(node)
         queue.extend(value.producer() for value in node.inputs if value is not None)

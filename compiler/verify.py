@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from condensec.comparable import check_repeats
 from condensec.errors import PostconditionError
 from condensec.masked import masked
 from condensec.plan import Plan
@@ -84,6 +85,7 @@ def check(
 
     Raises:
         PostconditionError: the plan names something the original hasn't, or the cut model doesn't run.
+        ModelError: the original gives something else each time.
     """
     mask = masked(original, plan)
     proof = _held(mask, plan, pruned, feeds, threads)
@@ -91,6 +93,8 @@ def check(
         smooth = unrounded(mask), unrounded(pruned)
         if smooth[0] is not None and smooth[1] is not None:
             proof = replace(_held(smooth[0], plan, smooth[1], feeds, threads), unrounded=True)
+    if not proof.passed:
+        check_repeats(original, feeds, threads=threads)
     return proof
 
 

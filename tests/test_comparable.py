@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from condensec.comparable import check_comparable, check_finite_outputs
+from condensec.comparable import check_comparable, check_finite_outputs, check_repeats
 from condensec.data import Samples
 from condensec.errors import ModelError
 from condensec.runner import Session
@@ -65,3 +65,45 @@ def test_an_original_that_gives_no_numbers_is_refused_and_says_for_which_row() -
     with pytest.raises(ModelError, match="made up"):
         check_finite_outputs(outputs, Samples({"x": X[:3]}, synthetic=True))
     check_finite_outputs({"y": np.ones((3, 2)), "k": np.arange(3)}, Samples({"x": X[:3]}))
+
+
+def noisy(draw: onnx.NodeProto) -> onnx.ModelProto:
+    """``[N, 6]``, relu, and what a node makes of it, added to it."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"], name="relu"),
+        draw,
+        helper.make_node("Add", ["h", "drawn"], ["y"], name="add"),
+    ]
+    known = [helper.make_tensor("half", TensorProto.FLOAT, [], [0.5])]
+    known += [helper.make_tensor(n, TensorProto.BOOL, [], [n == "on"]) for n in ("on", "off")]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 6])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 6])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, known)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def dropout(mode: str) -> onnx.NodeProto:
+    return helper.make_node("Dropout", ["h", "half", mode], ["drawn"], name="drop")
+
+
+@pytest.mark.parametrize(
+    ("draw", "named", "told"),
+    [
+        (dropout("on"), "drop", "for inference"),
+        (helper.make_node("RandomNormalLike", ["h"], ["drawn"], name="noise"), "noise", "an input"),
+    ],
+)
+def test_an_original_that_chance_decides_is_refused_and_its_node_is_named(
+    draw: onnx.NodeProto, named: str, told: str
+) -> None:
+    model = noisy(draw)
+    with pytest.raises(ModelError, match=r"'y' of the model itself is random") as caught:
+        check_repeats(ir.from_proto(model), {"x": X})
+    assert caught.value.node == named
+    assert told in str(caught.value)
+
+
+def test_a_dropout_that_is_off_is_not_random() -> None:
+    model = noisy(dropout("off"))
+    check_repeats(ir.from_proto(model), {"x": X})
+    assert np.array_equal(Session(model).run({"x": X})["y"], 2 * np.maximum(X, 0))

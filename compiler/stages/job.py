@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec import io
-from condensec.comparable import check_comparable, check_finite_outputs
+from condensec.comparable import check_comparable, check_finite_outputs, check_repeats
 from condensec.config import Config
 from condensec.data import Samples, Signature, Splits, split, synthetic
 from condensec.data import load as load_data
@@ -259,6 +259,7 @@ def measure_baseline(
     reference = _first_run(session, validation)
     check_comparable(session, loaded.model, validation)
     check_finite_outputs(reference, validation)
+    check_repeats(loaded.model, loaded.signature.call(validation, 2), threads=config.jobs)
     baseline = data.metric.value(reference, validation, reference)
     if not np.isfinite(baseline):
         raise ConfigError(
