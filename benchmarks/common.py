@@ -53,6 +53,12 @@ class Compiled:
         return self.folder / (self.report["targets"][target]["file"] if target else "model.onnx")
 
 
+def with_path(folders: Sequence[Path]) -> dict[str, str]:
+    """The environment with some folders more for PYTHONPATH, for `--metric module:callable`."""
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [*map(str, folders), *known]))}
+
+
 def condensec(model: Path, output: Path, *arguments: str, path: Sequence[Path] = ()) -> Compiled:
     """Shows and runs `condensec MODEL ARGUMENTS -o OUTPUT`; its progress goes to stderr.
 
@@ -60,7 +66,7 @@ def condensec(model: Path, output: Path, *arguments: str, path: Sequence[Path] =
         model: the original.
         output: folder for the result.
         arguments: further options.
-        path: folders for PYTHONPATH, for `--metric module:callable`.
+        path: folders for PYTHONPATH.
 
     Raises:
         SystemExit: it ended with anything but 0 or 3; says the code.
@@ -74,10 +80,8 @@ def condensec(model: Path, output: Path, *arguments: str, path: Sequence[Path] =
         "--no-cache",
     ]
     print("$ condensec " + shlex.join(command[1:]), file=sys.stderr, flush=True)
-    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [*map(str, path), *known]))}
     started = time.monotonic()
-    code = subprocess.run(command, check=False, env=environment, stdout=sys.stderr).returncode
+    code = subprocess.run(command, check=False, env=with_path(path), stdout=sys.stderr).returncode
     seconds = time.monotonic() - started
     if code not in (0, BUDGET_NOT_MET):
         raise SystemExit(f"condensec ended with exit code {code}")

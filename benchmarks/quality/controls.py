@@ -110,7 +110,8 @@ def dense(task: Task, further: Sequence[str] = ()) -> dict[str, object]:
     ]  # fmt: skip
     started = time.monotonic()
     path.unlink(missing_ok=True)
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    environment = common.with_path(task.path)
+    done = subprocess.run(command, check=False, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"condensec heal ended with exit code {done.returncode}")
     graph = Path(json.loads(done.stdout)["file"])
