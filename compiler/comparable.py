@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from condensec.data import Samples
 from condensec.data.types import Array
-from condensec.errors import ModelError
+from condensec.errors import ModelError, PostconditionError
 from condensec.runner import Session
 
 MOST_CALLS = 8
@@ -76,6 +76,12 @@ def check_finite_outputs(outputs: Mapping[str, Array], samples: Samples) -> None
             node=name,
             hint=made_up if samples.synthetic else "leave such samples out, or end the model before that",
         )
+
+
+def unrunnable(error: PostconditionError) -> ModelError:
+    """What to say where the original itself doesn't run."""
+    hint = "if it only runs on the number of samples it was exported with, fix that number in its inputs"
+    return ModelError(f"the model itself fails: {error.message}", node=error.node, hint=hint)
 
 
 def check_repeats(model: ir.Model, feeds: Mapping[str, Array], *, threads: int = 1) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from condensec.comparable import check_repeats
+from condensec.comparable import check_repeats, unrunnable
 from condensec.errors import PostconditionError
 from condensec.masked import masked
 from condensec.plan import Plan
@@ -85,7 +85,7 @@ def check(
 
     Raises:
         PostconditionError: the plan names something the original hasn't, or the cut model doesn't run.
-        ModelError: the original gives something else each time.
+        ModelError: the original doesn't run, or gives something else each time.
     """
     mask = masked(original, plan)
     proof = _held(mask, plan, pruned, feeds, threads)
@@ -104,7 +104,11 @@ def _held(mask: ir.Model, plan: Plan, pruned: ir.Model, feeds: Mapping[str, Arra
     names = [o.name or "" for o in pruned.graph.outputs] + [v for v in views.values() if v not in views]
     reference = Session(mask, threads=threads, optimize=False, extra_outputs=names)
     cut = Session(pruned, threads=threads, optimize=False, extra_outputs=names)
-    expected, found = reference.run(feeds, names), cut.run(feeds, names)
+    try:
+        expected = reference.run(feeds, names)
+    except PostconditionError as error:
+        raise unrunnable(error) from error
+    found = cut.run(feeds, names)
     squashed = {o for o, v in views.items() if found[v].shape == expected[v].shape}
     for view in set(views.values()) - {views[o] for o in squashed} - set(views):
         del expected[view]  # a look into the graph, no promise of the model

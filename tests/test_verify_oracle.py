@@ -15,9 +15,11 @@ from models import depthwise_se_cnn, mlp, residual_cnn, transformer_encoder
 import condensec
 from condensec import masked as masked_module
 from condensec import verify
-from condensec.errors import PostconditionError
+from condensec.errors import ModelError, PostconditionError
 from condensec.passes.prune import set_weight
 from condensec.plan import Plan, Restriction
+
+WEIGHTS = {"w": (8, 16), "v": (16, 4)}
 
 
 def recheck(found: Trial, plan: Plan | None = None) -> verify.Proof:
@@ -150,6 +152,27 @@ def test_names_that_the_original_doesnt_have_are_reported() -> None:
     restriction = Restriction("nowhere", "fc0_out", 1, 2, 32, (0,))
     with pytest.raises(PostconditionError, match="'nowhere' isn't computed"):
         verify.masked(original, replace(found.cut.plan, restrictions=(restriction,)))
+
+
+def test_an_original_that_takes_one_sample_alone_is_blamed_itself() -> None:
+    """Its input's axis 0 is said to be free, but what is added to it has two rows."""
+    weights = {"w": (8, 8), "two": (2, 8), "v": (8, 4)}
+    one = tiny("a = MatMul(x, w) b = Relu(a) c = Add(b, two) y = MatMul(c, v)", x=["N", 8], weights=weights)
+    found = trial(one, batches=[2])
+    assert found.proof.passed
+    with pytest.raises(ModelError, match="the model itself fails") as caught:
+        recheck(found)
+    assert caught.value.exit_code == 2
+    assert "number of samples" in str(caught.value)
+
+
+def test_a_proof_that_chance_decides_blames_the_original() -> None:
+    nodes = "a = MatMul(x, w) b = Relu(a) n = RandomNormalLike(b) c = Add(b, n) y = MatMul(c, v)"
+    plain = trial(tiny("a = MatMul(x, w) b = Relu(a) y = MatMul(b, v)", x=["N", 8], weights=WEIGHTS))
+    noisy = ir.from_proto(tiny(nodes, x=["N", 8], weights=WEIGHTS))
+    feeds = feeds_of(plain.original, plain.analysis, batch=16)
+    with pytest.raises(ModelError, match="is random, by RandomNormalLike"):
+        verify.check(noisy, plain.cut.plan, plain.cut.model, feeds)
 
 
 def test_the_original_stays_as_it_was() -> None:

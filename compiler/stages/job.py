@@ -12,12 +12,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from condensec import io
-from condensec.comparable import check_comparable, check_finite_outputs, check_repeats
+from condensec.comparable import check_comparable, check_finite_outputs, check_repeats, unrunnable
 from condensec.config import Config
 from condensec.data import Samples, Signature, Splits, split, synthetic
 from condensec.data import load as load_data
 from condensec.decisions import with_scores, without_scores
-from condensec.errors import ConfigError, DataError, ModelError, PostconditionError, TargetUnavailable
+from condensec.errors import ConfigError, DataError, PostconditionError, TargetUnavailable
 from condensec.hardware import devicetable
 from condensec.hardware.target import Target, get
 from condensec.metrics import Metric, resolve
@@ -278,8 +278,7 @@ def _first_run(session: Session, samples: Samples) -> Outputs:
     try:
         return session.run_samples(samples)
     except PostconditionError as error:
-        hint = "if it only runs on the number of samples it was exported with, fix that number in its inputs"
-        raise ModelError(f"the model itself fails: {error.message}", node=error.node, hint=hint) from error
+        raise unrunnable(error) from error
 
 
 def evidence(job: Job) -> Evidence:
