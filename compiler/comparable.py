@@ -15,13 +15,11 @@ import onnx_ir as ir
 from condensec.data import Samples
 from condensec.data.types import Array
 from condensec.errors import ModelError, PostconditionError
+from condensec.randomness import RANDOM
 from condensec.runner import Session
 
 MOST_CALLS = 8
 DEPENDENT = frozenset(("Compress", "NonMaxSuppression", "NonZero", "Unique"))
-_RANDOM = frozenset(
-    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-)
 _REPEATED = 1e-3  # of an output's largest value: no two orders of the same sums differ by as much
 
 
@@ -126,7 +124,7 @@ def _drawn(name: str, node: ir.Node | None) -> ModelError:
 def _draws(node: ir.Node) -> bool:
     """Whether a node gives random numbers; Dropout does while it is training."""
     if node.op_type != "Dropout":
-        return node.op_type in _RANDOM
+        return node.op_type in RANDOM
     training = node.inputs[2] if len(node.inputs) > 2 else None
     known = None if training is None else ir.convenience.get_const_tensor(training)
     return training is not None and (known is None or bool(np.any(known.numpy())))

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
 from condensec.errors import CondensecError
+from condensec.randomness import RANDOM
 from condensec.runner import Session
 
 MIXES = frozenset(
@@ -21,7 +22,6 @@ MIXES = frozenset(
     )
 )
 GROWTH = 2  # a result larger than so many times what it's computed from stays computed
-_NEVER = frozenset(("Bernoulli", "Multinomial"))  # beside RandomNormal, RandomUniformLike, ...
 # shapes, indices and text, not parameters
 NO_WEIGHTS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING)
 
@@ -93,7 +93,7 @@ def _mixed(graph: ir.Graph) -> dict[ir.Value, int]:
 
 def _is_plain(node: ir.Node, inputs: list[ir.Value]) -> bool:
     """Whether a node gives the same for the same inputs, and has no body."""
-    if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER or node.op_type.startswith("Random"):
+    if node.domain not in ("", "ai.onnx") or node.op_type in RANDOM:
         return False
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         return False

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from cutting import tiny
 from onnx import TensorProto, helper
 
 from condensec.comparable import check_comparable, check_finite_outputs, check_repeats
@@ -67,34 +68,21 @@ def test_an_original_that_gives_no_numbers_is_refused_and_says_for_which_row() -
     check_finite_outputs({"y": np.ones((3, 2)), "k": np.arange(3)}, Samples({"x": X[:3]}))
 
 
-def noisy(draw: onnx.NodeProto) -> onnx.ModelProto:
+def noisy(draw: str) -> onnx.ModelProto:
     """``[N, 6]``, relu, and what a node makes of it, added to it."""
-    nodes = [
-        helper.make_node("Relu", ["x"], ["h"], name="relu"),
-        draw,
-        helper.make_node("Add", ["h", "drawn"], ["y"], name="add"),
-    ]
-    known = [helper.make_tensor("half", TensorProto.FLOAT, [], [0.5])]
-    known += [helper.make_tensor(n, TensorProto.BOOL, [], [n == "on"]) for n in ("on", "off")]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 6])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 6])]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, known)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def dropout(mode: str) -> onnx.NodeProto:
-    return helper.make_node("Dropout", ["h", "half", mode], ["drawn"], name="drop")
+    known = {"half": np.float32(0.5), "on": np.bool_(True), "off": np.bool_(False)}
+    return tiny(f"h = Relu(x) drawn = {draw} y = Add(h, drawn)", x=["N", 6], weights=known)
 
 
 @pytest.mark.parametrize(
     ("draw", "named", "told"),
     [
-        (dropout("on"), "drop", "for inference"),
-        (helper.make_node("RandomNormalLike", ["h"], ["drawn"], name="noise"), "noise", "an input"),
+        ("Dropout(h, half, on)", "Dropout1", "for inference"),
+        ("RandomNormalLike(h)", "RandomNormalLike1", "an input"),
     ],
 )
 def test_an_original_that_chance_decides_is_refused_and_its_node_is_named(
-    draw: onnx.NodeProto, named: str, told: str
+    draw: str, named: str, told: str
 ) -> None:
     model = noisy(draw)
     with pytest.raises(ModelError, match=r"'y' of the model itself is random") as caught:
@@ -104,6 +92,6 @@ def test_an_original_that_chance_decides_is_refused_and_its_node_is_named(
 
 
 def test_a_dropout_that_is_off_is_not_random() -> None:
-    model = noisy(dropout("off"))
+    model = noisy("Dropout(h, half, off)")
     check_repeats(ir.from_proto(model), {"x": X})
     assert np.array_equal(Session(model).run({"x": X})["y"], 2 * np.maximum(X, 0))

@@ -15,16 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from condensec.errors import CondensecError, HealError
 from condensec.healing.graph import Feeds, Graph, Node, copy_node, reads
 from condensec.healing.opset import bump, late
+from condensec.randomness import RANDOM
 
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-_RANDOM = (
-    "RandomNormal",
-    "RandomUniform",
-    "RandomNormalLike",
-    "RandomUniformLike",
-    "Bernoulli",
-    "Multinomial",
-)
 _YOUNG = frozenset(  # operators of opsets 21 to 27 that are functions of older ones
     (
         "Attention",
@@ -192,7 +185,7 @@ def _fold_nodes(graph: Graph, weights: frozenset[str]) -> bool:
     foldable = []
     for node in graph.nodes:
         small = all(np.prod(graph.shape(n) or ()) <= _FOLD_LIMIT for n in node.output if n)
-        plain = node.op_type not in _RANDOM and not Node(node).has_subgraph
+        plain = node.op_type not in RANDOM and not Node(node).has_subgraph
         if plain and small and all(name in known for name in reads(node)):
             foldable.append(node)
             known.update(name for name in node.output if name)
